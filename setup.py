@@ -1,0 +1,19 @@
+"""All metadata lives in settings.ini; this file only hands it to setuptools."""
+from configparser import ConfigParser
+from setuptools import setup
+
+config = ConfigParser(delimiters=["="])
+config.read("settings.ini", encoding="utf-8")
+meta = config["DEFAULT"]
+extras = {extra: meta[f"{extra}_requirements"].split() for extra in ("dev", "ray")}
+
+setup(
+    name=meta["lib_name"], version=meta["version"], description=meta["description"],
+    long_description=open("README.md", encoding="utf-8").read(), long_description_content_type="text/markdown",
+    author=meta["author"], author_email=meta["author_email"], url=meta["git_url"], license="Apache-2.0", keywords=meta["keywords"],
+    python_requires=f">={meta['min_python']}", install_requires=meta["requirements"].split(), extras_require=extras,
+    packages=["lottery_nb", "lottery_nb.runs"],
+    package_dir={"lottery_nb.runs": "nbs/runs"},
+    package_data={"lottery_nb": ["data/*.csv"], "lottery_nb.runs": ["*.ipynb"]},
+    entry_points={"console_scripts": [meta["console_scripts"]]},
+)
