@@ -56,10 +56,10 @@ class Gates:
 
 # %% ../nbs/13_gates.ipynb #fcacd1fe
 def binary(
-    values,         # array, tensor or nested lists of 0 and 1
-    name: str,      # what it is, for the message
-    dims: int,      # how many dimensions it must have
-) -> np.ndarray:    # the same as bool
+    values: np.ndarray | list,   # array or nested lists of 0 and 1
+    name: str,                   # what it is, for the message
+    dims: int,                   # how many dimensions it must have
+) -> np.ndarray:                 # the same as bool
     "Read an array of 0 and 1; anything else is `BadInput`"
     try: array = np.asarray(values, dtype=float)
     except (TypeError, ValueError): raise BadInput(f"{name} must be a rectangular array of 0 and 1, got {type(values).__name__} of uneven or other values") from None
