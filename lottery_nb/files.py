@@ -13,7 +13,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 # %% ../nbs/00_files.ipynb #1482e586
 class BadInput(ValueError):
@@ -21,10 +21,10 @@ class BadInput(ValueError):
 
 # %% ../nbs/00_files.ipynb #cc6b5c92
 def one_of(
-    field: str,    # name of the field, as the user knows it
-    value: Any,    # what was given
-    allowed,       # iterable of what may be given
-) -> Any:          # `value`, when it is allowed
+    field: str,          # name of the field, as the user knows it
+    value: Any,          # what was given
+    allowed: Iterable,   # what may be given
+) -> Any:                # `value`, when it is allowed
     "Check a choice; the message lists the allowed values and the nearest one"
     from difflib import get_close_matches
     allowed = list(allowed)

@@ -186,10 +186,10 @@ class TicketSpec(RunSpec):
         "Task, method, sparsity in percent, seed"
         return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #4c36f244
+# %% ../nbs/00_spec.ipynb #e4cd6dbf
 SPECS = {"ticket": TicketSpec}
 
-# %% ../nbs/00_spec.ipynb #b8818ebb
+# %% ../nbs/00_spec.ipynb #4c36f244
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -200,7 +200,7 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #c55fb6bf
+# %% ../nbs/00_spec.ipynb #c3b72798
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -214,14 +214,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #5d9c3d7e
+# %% ../nbs/00_spec.ipynb #c55fb6bf
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #e2959975
+# %% ../nbs/00_spec.ipynb #6884bb0e
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written, duplicates dropped
@@ -236,7 +236,7 @@ def expand(
     if not specs: raise BadInput("the grid is empty: at least one list has no values")
     return list(specs.values())
 
-# %% ../nbs/00_spec.ipynb #d05cf016
+# %% ../nbs/00_spec.ipynb #e2959975
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination
@@ -245,7 +245,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #3ec34240
+# %% ../nbs/00_spec.ipynb #c66df7e1
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs

@@ -1,0 +1,40 @@
+"""Every library notebook runs from top to bottom, and the package is what the notebooks export."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted(ROOT.glob("nbs/*.ipynb"))
+TUTORIALS = sorted(ROOT.glob("nbs/tutorials/*.ipynb"))
+
+
+@pytest.mark.parametrize("path", LIBRARY + TUTORIALS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path):
+    "nbdev's own runner executes the cells as they stand"
+    done = subprocess.run([Path(sys.executable).parent/"nbdev_test", "--path", path, "--n_workers", "0", "--do_print"],
+                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def test_package_is_the_export_of_the_notebooks(tmp_path):
+    copy = tmp_path/"copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "runs", ".git", "*.egg-info", "__pycache__"))
+    subprocess.run([Path(sys.executable).parent/"nbdev_export"], cwd=copy, check=True, capture_output=True)
+    ours = {p.name: p.read_text() for p in (ROOT/"lottery_nb").glob("*.py")}
+    exported = {p.name: p.read_text() for p in (copy/"lottery_nb").glob("*.py")}
+    assert {name for name in ours | exported if ours.get(name) != exported.get(name)} == set()
+
+
+def test_cleaning_keeps_the_parameters_tag(tmp_path):
+    "nbdev_clean drops cell metadata that is not allowed by name; papermill would then run with the defaults and exit 0"
+    shutil.copytree(ROOT/"nbs"/"runs", tmp_path/"nbs"/"runs")
+    for name in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT/name, tmp_path/name)
+    (tmp_path/"lottery_nb").mkdir()
+    (tmp_path/"lottery_nb"/"__init__.py").write_text('__version__ = "0"\n')
+    subprocess.run([Path(sys.executable).parent/"nbdev_clean"], cwd=tmp_path, check=True, capture_output=True)
+    for path in (tmp_path/"nbs"/"runs").glob("*.ipynb"):
+        assert path.read_text().count('"parameters"') == 1, path.name
