@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['PAIR', 'ENTAILS', 'REGISTRY', 'METRICS', 'BASELINES', 'OPENERS', 'CLASSIC_COLUMNS', 'CLASSIC_FILES', 'HELD_OUT',
            'CHARACTERS_PER_TOKEN', 'HUB', 'HUB_SPLITS', 'TEXT_NAMES', 'LABEL_NAMES', 'STRIDE', 'QUESTION', 'Task',
-           'get_task', 'correlation', 'normalise_answer', 'token_f1', 'best_answer', 'equal_answers', 'score',
+           'get_task', 'correlation', 'normalise_answer', 'token_f1', 'equal_answers', 'favourable', 'score',
            'majority', 'most_frequent', 'normal_draws', 'commonest_token', 'opened', 'find_file', 'read_table',
            'header_places', 'read_label', 'normalise', 'find_folder', 'read_classic', 'read_squad_file', 'read_squad',
            'text_files', 'text_lines', 'take', 'read_text', 'read_micro', 'read_hub', 'read_rows', 'read_jsonl',
            'user_columns', 'is_score', 'user_task', 'read_user', 'data_root', 'load_data', 'read_source', 'subset',
-           'encode', 'mapped', 'windows', 'question_windows', 'token_span', 'best_span', 'answers', 'blocks',
+           'encode', 'mapped', 'windows', 'question_windows', 'token_span', 'best_span', 'find_answers', 'blocks',
            'fixed_masks', 'mlm_outcomes', 'collator', 'encode_splits', 'decode', 'references']
 
 # %% ../nbs/07_tasks.ipynb #40c3fc15
 import csv
+import gzip
 import json
 import lzma
-import gzip
 import os
 import re
 import string
@@ -30,10 +30,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, IO, Iterable, Iterator
 
+import datasets
 import numpy as np
+import pyarrow.compute
+import torch
 from datasets import Dataset
+from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from .files import BadInput, one_of
 from .spec import GLUE_TASKS, RunSpec, is_micro, task_name
@@ -89,10 +94,10 @@ def get_task(
 
 # %% ../nbs/07_tasks.ipynb #33f1a465
 def correlation(
-    measure: Callable,   # `scipy.stats.pearsonr` or `spearmanr`
-    predicted,           # float [n]
-    true,                # float [n]
-) -> float:              # in [-1, 1]; 0 where either side is constant
+    measure: Callable,      # `scipy.stats.pearsonr` or `spearmanr`
+    predicted: ArrayLike,   # float [n]
+    true: ArrayLike,        # float [n]
+) -> float:                 # in [-1, 1]; 0 where either side is constant
     "A correlation that is 0, not NaN, for constant predictions"
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     if np.ptp(predicted) == 0 or np.ptp(true) == 0: return 0.0
@@ -117,15 +122,6 @@ def token_f1(
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 # %% ../nbs/07_tasks.ipynb #8cba70e5
-def best_answer(
-    measure: Callable[[str, str], float],   # compares an answer with one reference
-    predicted: list[str],                   # the model's answers [n]
-    true: list[list[str]],                  # given answers of each question [n][any]
-) -> float:                                 # mean over questions of the best over their answers
-    "Average over questions, each with its most favourable reference (SQuAD)"
-    return float(np.mean([max(measure(answer, given) for given in answers) for answer, answers in zip(predicted, true)]))
-
-# %% ../nbs/07_tasks.ipynb #548bfc7d
 def equal_answers(
     predicted: str,   # the model's answer
     true: str,        # one of the given answers
@@ -133,7 +129,16 @@ def equal_answers(
     "SQuAD's exact match of one answer"
     return float(normalise_answer(predicted) == normalise_answer(true))
 
-# %% ../nbs/07_tasks.ipynb #39587a61
+# %% ../nbs/07_tasks.ipynb #a5f3ce14
+def favourable(
+    measure: Callable[[str, str], float],   # compares an answer with one reference
+    predicted: list[str],                   # the model's answers [n]
+    true: list[list[str]],                  # given answers of each question [n][any]
+) -> float:                                 # mean over questions of the best over their answers
+    "Average over questions, each with its most favourable reference (SQuAD)"
+    return float(np.mean([max(measure(answer, given) for given in answers) for answer, answers in zip(predicted, true)]))
+
+# %% ../nbs/07_tasks.ipynb #ae88498d
 METRICS = {
     "classification": {
         "accuracy": lambda p, y: sklearn_metrics.accuracy_score(y, p),
@@ -147,8 +152,8 @@ METRICS = {
         "corr": lambda p, y: (correlation(stats.pearsonr, p, y) + correlation(stats.spearmanr, p, y)) / 2,
     },
     "span": {
-        "f1": lambda p, y: best_answer(token_f1, p, y),
-        "exact_match": lambda p, y: best_answer(equal_answers, p, y),
+        "f1": lambda p, y: favourable(token_f1, p, y),
+        "exact_match": lambda p, y: favourable(equal_answers, p, y),
     },
     "mlm": {
         "accuracy": lambda p, y: np.mean((p[..., 0] == y)[y != -100]),
@@ -156,43 +161,43 @@ METRICS = {
     },
 }
 
-# %% ../nbs/07_tasks.ipynb #ae88498d
+# %% ../nbs/07_tasks.ipynb #0473d17a
 def score(
     task: Task,           # the task
-    predictions,          # classes [n], numbers [n], texts [n], or (token, loss) pairs [n, length, 2] for mlm
-    references,           # classes [n], numbers [n], lists of answers [n], or true tokens [n, length], -100 elsewhere
+    predictions: Any,     # classes [n], numbers [n], texts [n], or (token, loss) pairs [n, length, 2] for mlm
+    references: Any,      # classes [n], numbers [n], lists of answers [n], or true tokens [n, length], -100 elsewhere
     split: str = "dev",   # evaluation split; `dev_mm` marks its metrics with `_mm`
 ) -> dict[str, float]:    # metric → value, in [0, 1] or [-1, 1] (mlm's loss: nats)
     "All metrics of a task, the primary one first"
     mark = split.removeprefix("dev")
     return {name + mark: float(METRICS[task.kind][name](predictions, references)) for name in task.metrics}
 
-# %% ../nbs/07_tasks.ipynb #5588390b
+# %% ../nbs/07_tasks.ipynb #d4904386
 def majority(
     task: Task,          # the task
-    references,          # as for `score`
+    references: Any,     # as for `score`
     seed: int = 0,       # of the draws, for regression
 ) -> dict[str, float]:   # metric → value of the baseline
-    "Scores of a baseline that does not read its input (Prasanna et al. 2020, section 3)"
+    "Scores of a baseline that does not read its input (Prasanna et al. 2020, table 2)"
     return score(task, BASELINES[task.kind](references, seed), references)
 
-# %% ../nbs/07_tasks.ipynb #d4904386
+# %% ../nbs/07_tasks.ipynb #97c6df44
 def most_frequent(
-    references,      # classes [n]
-    seed: int = 0,   # unused: the answer is a constant
-) -> np.ndarray:     # the most frequent of them, n times
+    references: ArrayLike,   # classes [n]
+    seed: int = 0,           # unused: the answer is a constant
+) -> np.ndarray:             # the most frequent of them, n times
     "Predict the majority class"
     return np.full(len(references), Counter(np.asarray(references).tolist()).most_common(1)[0][0])
 
-# %% ../nbs/07_tasks.ipynb #97c6df44
+# %% ../nbs/07_tasks.ipynb #ad5338fc
 def normal_draws(
-    references,      # numbers [n]
-    seed: int = 0,   # of the draws
-) -> np.ndarray:     # float [n]
+    references: ArrayLike,   # numbers [n]
+    seed: int = 0,           # of the draws
+) -> np.ndarray:             # float [n]
     "Draw predictions from a normal distribution with the references' mean and deviation"
     return np.random.default_rng(seed).normal(np.mean(references), np.std(references), len(references))
 
-# %% ../nbs/07_tasks.ipynb #0f3d0cc1
+# %% ../nbs/07_tasks.ipynb #1b5f4f28
 def commonest_token(
     references: np.ndarray,   # true tokens [n, length], -100 where not masked
     seed: int = 0,            # unused: the prediction is a constant
@@ -203,7 +208,7 @@ def commonest_token(
     loss = -np.log(np.maximum(counts, 1) / counts.sum())
     return np.stack([np.full(references.shape, tokens[counts.argmax()]), loss[place].reshape(references.shape)], -1)
 
-# %% ../nbs/07_tasks.ipynb #ad5338fc
+# %% ../nbs/07_tasks.ipynb #b1787e11
 BASELINES = {
     "classification": most_frequent,
     "regression": normal_draws,
@@ -211,21 +216,21 @@ BASELINES = {
     "mlm": commonest_token,
 }
 
-# %% ../nbs/07_tasks.ipynb #b1787e11
+# %% ../nbs/07_tasks.ipynb #b0bc3bec
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
-# %% ../nbs/07_tasks.ipynb #c740ea3a
+# %% ../nbs/07_tasks.ipynb #62c9a563
 @contextmanager
 def opened(
-    path: Path,        # a text file, plain, .gz or .xz
-) -> Iterator[IO]:     # open for reading, lines unchanged, a byte-order mark dropped
+    path: Path,      # a text file, plain, .gz or .xz
+) -> Iterator[IO]:   # open for reading, lines unchanged, a byte-order mark dropped
     "Open a text file; a missing, damaged or non-UTF-8 one is `BadInput`"
     try:
         with OPENERS.get(Path(path).suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file: yield file
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
 
-# %% ../nbs/07_tasks.ipynb #b0bc3bec
+# %% ../nbs/07_tasks.ipynb #114660dc
 def find_file(
     folder: Path,   # where to look
     name: str,      # file name
@@ -233,17 +238,17 @@ def find_file(
     "Find a file under its plain or compressed name"
     return next((path for ending in ("", *OPENERS) if (path := Path(folder)/(name + ending)).is_file()), None)
 
-# %% ../nbs/07_tasks.ipynb #114660dc
+# %% ../nbs/07_tasks.ipynb #b9ba365a
 def read_table(
-    path: Path,                                 # a .tsv or .csv file, plain or compressed
-    columns: tuple[str | int, ...] = (),        # header names, or positions in a file without header; empty = all
-    drop_short: bool = False,                   # leave rows that are too short out, with a warning
-) -> list[dict]:                                # one dict of texts per row
+    path: Path,                            # a .tsv or .csv file, plain or compressed
+    columns: tuple[str | int, ...] = (),   # header names, or positions in a file without header; empty = all
+    drop_short: bool = False,              # leave rows that are too short out, with a warning
+) -> list[dict]:                           # one dict of texts per row
     "Read the named columns of a table"
     comma = ".csv" in Path(path).suffixes
     with opened(path) as file:
         rows = csv.reader(file, delimiter="," if comma else "\t", quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
-        places = dict(zip(columns, columns)) if columns and isinstance(columns[0], int) else header_places(path, next(rows, []), columns)
+        places = dict(zip(columns, columns)) if columns and isinstance(columns[0], int) else header_places(path, [name.strip() for name in next(rows, [])], columns)
         rows = [row for row in rows if row]
     needed, width = max(places.values()) + 1, len(places)
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]
@@ -251,23 +256,23 @@ def read_table(
     if short: warnings.warn(f"{path}: {len(short)} rows with fewer than {needed} columns were left out")
     return [{name: row[place] for name, place in places.items()} for row in rows if len(row) >= needed]
 
-# %% ../nbs/07_tasks.ipynb #28f92080
+# %% ../nbs/07_tasks.ipynb #5c6e14bf
 def header_places(
-    path: Path,                       # the file, for the message
-    header: list[str],                # its first line
-    columns: tuple[str, ...] = (),    # the columns that are needed; empty = all
-) -> dict[str, int]:                  # column → position
+    path: Path,                      # the file, for the message
+    header: list[str],               # its first line
+    columns: tuple[str, ...] = (),   # the columns that are needed; empty = all
+) -> dict[str, int]:                 # column → position
     "Positions of named columns; a missing one is `BadInput`"
     missing = [column for column in columns if column not in header]
     if missing: raise BadInput(f"{path}: expected the columns {', '.join(columns)}; its first line has {', '.join(header) or 'nothing'}")
     return {column: header.index(column) for column in columns or header}
 
-# %% ../nbs/07_tasks.ipynb #5c6e14bf
+# %% ../nbs/07_tasks.ipynb #def5de9e
 def read_label(
-    task: Task,     # the task
-    value: Any,     # a class name, number, score, or SQuAD's answers
-    where: str,     # file and row, for the message
-) -> Any:           # class number, float, or the answers as they are
+    task: Task,   # the task
+    value: Any,   # a class name, number, score, or SQuAD's answers
+    where: str,   # file and row, for the message
+) -> Any:         # class number, float, or the answers as they are
     "The label of one row; an unknown class or a score that is no number is `BadInput`"
     if task.kind == "regression":
         try: number = float(value)
@@ -280,7 +285,7 @@ def read_label(
     if str(value).strip() not in names: raise BadInput(f"{where}: label {value!r} is not one of {', '.join(task.labels)}")
     return names[str(value).strip()]
 
-# %% ../nbs/07_tasks.ipynb #9b08f077
+# %% ../nbs/07_tasks.ipynb #47f6a46b
 def normalise(
     task: Task,         # the task
     rows: list[dict],   # rows in the source's own columns
@@ -297,14 +302,14 @@ def normalise(
     if task.kind == "span": data["id"] = [str(row.get("id", number)) for number, row in enumerate(rows)]
     return Dataset.from_dict(data)
 
-# %% ../nbs/07_tasks.ipynb #47f6a46b
+# %% ../nbs/07_tasks.ipynb #5b165e79
 CLASSIC_COLUMNS = {
     "cola": (3, 1), "mrpc": ("#1 String", "#2 String", "Quality"), "stsb": ("sentence1", "sentence2", "score"),
     "qqp": ("question1", "question2", "is_duplicate"), "mnli": ("sentence1", "sentence2", "gold_label"),
 }
 CLASSIC_FILES = {"mnli": {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mm": "dev_mismatched.tsv"}}
 
-# %% ../nbs/07_tasks.ipynb #1017e409
+# %% ../nbs/07_tasks.ipynb #a4cf5fa7
 def find_folder(
     root: str | Path,   # the folder the user named
     name: str,          # canonical name of a task
@@ -317,10 +322,10 @@ def find_folder(
     if found is None: raise BadInput(f"data_dir {root} has no data for {name}: expected a folder {name} (any spelling) in it or in its glue_data")
     return found
 
-# %% ../nbs/07_tasks.ipynb #d58fabae
+# %% ../nbs/07_tasks.ipynb #04137fc9
 def read_classic(
-    task: Task,         # a GLUE task
-    root: str | Path,   # folder as in `find_folder`
+    task: Task,            # a GLUE task
+    root: str | Path,      # folder as in `find_folder`
 ) -> dict[str, Dataset]:   # train and the evaluation splits
     "Read a task from a classic GLUE folder"
     folder = find_folder(root, task.name)
@@ -333,9 +338,9 @@ def read_classic(
         splits[split] = normalise(task, [dict(zip(task.columns, row.values())) for row in rows], str(path))
     return splits
 
-# %% ../nbs/07_tasks.ipynb #d5e7c1d7
+# %% ../nbs/07_tasks.ipynb #498ca011
 def read_squad_file(
-    path: Path,     # SQuAD JSON, plain or compressed
+    path: Path,          # SQuAD JSON, plain or compressed
 ) -> list[list[dict]]:   # articles, each a list of questions in the Hub's columns
     "Flatten SQuAD's nesting into questions"
     try:
@@ -346,11 +351,11 @@ def read_squad_file(
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not SQuAD v1.1 JSON (data → paragraphs → qas → answers with text and answer_start): {error!r}") from None
 
-# %% ../nbs/07_tasks.ipynb #04137fc9
+# %% ../nbs/07_tasks.ipynb #6203af49
 def read_squad(
-    task: Task,              # squad
-    root: str | Path,        # folder with the JSON files, or with a squad folder
-) -> dict[str, Dataset]:     # train and dev
+    task: Task,            # squad
+    root: str | Path,      # folder with the JSON files, or with a squad folder
+) -> dict[str, Dataset]:   # train and dev
     "Read SQuAD v1.1 from its JSON files"
     if not Path(root).is_dir(): raise BadInput(f"data_dir {root} is not a folder")
     folders = [Path(root), *(path for path in sorted(Path(root).iterdir()) if path.is_dir() and path.name.lower().startswith("squad"))]
@@ -363,14 +368,14 @@ def read_squad(
         parts = {"train": [article for i, article in enumerate(articles) if i % 4 != 3], "dev": articles[3::4]}
     return {split: normalise(task, sum(part, []), str(dev)) for split, part in parts.items()}
 
-# %% ../nbs/07_tasks.ipynb #498ca011
+# %% ../nbs/07_tasks.ipynb #07ac6faf
 HELD_OUT = ("heldout", "dev", "valid", "validation", "test")
 CHARACTERS_PER_TOKEN = 10   # more than any usual tokenizer needs: how far lazy reading looks ahead
 
-# %% ../nbs/07_tasks.ipynb #6203af49
+# %% ../nbs/07_tasks.ipynb #456532e0
 def text_files(
-    path: str | Path,                # a text file or a folder of them
-) -> tuple[list[Path], list[Path]]:  # files that train, files that evaluate (empty: every twentieth line does)
+    path: str | Path,                 # a text file or a folder of them
+) -> tuple[list[Path], list[Path]]:   # files that train, files that evaluate (empty: every twentieth line does)
     "Which text files train and which evaluate"
     path = Path(path)
     if path.is_file(): return [path], []
@@ -382,7 +387,7 @@ def text_files(
     train = [p for p in files if not set(words[p]) & set(HELD_OUT)]
     return (train, held) if train else (files, [])
 
-# %% ../nbs/07_tasks.ipynb #abcdff58
+# %% ../nbs/07_tasks.ipynb #c99d0b33
 def text_lines(
     files: Iterable[Path],   # text files, plain or compressed
 ) -> Iterator[str]:          # their lines that are not empty, stripped
@@ -390,11 +395,11 @@ def text_lines(
     for path in files:
         with opened(path) as file: yield from (line.strip() for line in file if line.strip())
 
-# %% ../nbs/07_tasks.ipynb #38f6b219
+# %% ../nbs/07_tasks.ipynb #0f07ebb3
 def take(
-    lines: Iterable[str],           # lines, possibly many more than needed
-    characters: int | None = None,  # stop after so many; None = read all
-) -> list[str]:                     # the first lines
+    lines: Iterable[str],            # lines, possibly many more than needed
+    characters: int | None = None,   # stop after so many; None = read all
+) -> list[str]:                      # the first lines
     "The first lines, no more than needed"
     taken, total = [], 0
     for line in lines:
@@ -403,12 +408,12 @@ def take(
         if characters and total >= characters: break
     return taken
 
-# %% ../nbs/07_tasks.ipynb #456532e0
+# %% ../nbs/07_tasks.ipynb #d7f1372b
 def read_text(
-    spec: RunSpec,              # names the text and the limits
-    train: Callable[[], Iterable[str]],                   # makes a fresh iterator over the training lines
-    dev: Callable[[], Iterable[str]] | None = None,       # the same for evaluation; None = every twentieth line of `train`
-) -> dict[str, Dataset]:        # train and dev, one line per row
+    spec: RunSpec,                                    # names the text and the limits
+    train: Callable[[], Iterable[str]],               # makes a fresh iterator over the training lines
+    dev: Callable[[], Iterable[str]] | None = None,   # the same for evaluation; None = every twentieth line of `train`
+) -> dict[str, Dataset]:                              # train and dev, one line per row
     "Lines for masked language modelling, read no further than the limits need"
     enough = lambda blocks: blocks and CHARACTERS_PER_TOKEN * spec.max_length * blocks
     if dev is None:
@@ -418,38 +423,37 @@ def read_text(
     if not splits["dev"]: raise BadInput(f"text {spec.text or spec.data_dir} is too short to evaluate on: expected at least 20 lines")
     return {name: Dataset.from_dict({"text": lines}) for name, lines in splits.items()}
 
-# %% ../nbs/07_tasks.ipynb #0f07ebb3
+# %% ../nbs/07_tasks.ipynb #39db5bce
 def read_micro(
-    task: Task,      # a GLUE task, squad or mlm
-    spec: RunSpec,   # for mlm's limits
+    task: Task,            # a GLUE task, squad or mlm
+    spec: RunSpec,         # for mlm's limits
 ) -> dict[str, Dataset]:   # train and the evaluation splits
     "A task of the micro world (world seed 0, whatever the seed of the run)"
     from lottery_nb import micro
     if task.kind == "mlm": return read_text(spec, lambda: micro.corpus_lines("train"), lambda: micro.corpus_lines("dev", 1000))
     return {split: normalise(task, rows, f"micro world, {task.name} {split}") for split, rows in micro.micro_task(task.name).items()}
 
-# %% ../nbs/07_tasks.ipynb #33ddf488
+# %% ../nbs/07_tasks.ipynb #6ec37090
 HUB = {"squad": ("rajpurkar/squad",)} | {name: ("nyu-mll/glue", name) for name in GLUE_TASKS}
 HUB_SPLITS = {"train": "train", "validation": "dev", "validation_matched": "dev", "validation_mismatched": "dev_mm"}
 
-# %% ../nbs/07_tasks.ipynb #d7f1372b
+# %% ../nbs/07_tasks.ipynb #86db56cb
 def read_hub(
-    task: Task,              # a GLUE task or squad
-) -> dict[str, Dataset]:     # train and the evaluation splits
+    task: Task,            # a GLUE task or squad
+) -> dict[str, Dataset]:   # train and the evaluation splits
     "Load a task from the Hugging Face Hub"
-    import datasets
     if task.name not in HUB: raise BadInput(f"task {task.name} needs local text: give text or data_dir")
     where = " ".join(HUB[task.name])
     try: source = datasets.load_dataset(*HUB[task.name])
     except OSError as error: raise BadInput(f"data set {where} cannot be loaded from the Hub ({error}); give data_dir, a local folder of the data") from None
     return {HUB_SPLITS[name]: normalise(task, part.to_list(), f"{where}, {name}") for name, part in source.items() if name in HUB_SPLITS}
 
-# %% ../nbs/07_tasks.ipynb #6ec37090
+# %% ../nbs/07_tasks.ipynb #c4759edc
 TEXT_NAMES = ("text", "sentence", "text1", "text2", "text_a", "text_b", "text_pair", "sentence1", "sentence2", "question", "question1", "question2", "answer", "context",
               "premise", "hypothesis", "review", "content", "comment", "tweet", "title", "query", "passage")
 LABEL_NAMES = ("label", "labels", "score", "class", "target", "category", "sentiment", "gold_label", "rating", "similarity")
 
-# %% ../nbs/07_tasks.ipynb #86db56cb
+# %% ../nbs/07_tasks.ipynb #b7985b66
 def read_rows(
     path: str | Path,   # a .csv, .tsv or .jsonl file, plain, .gz or .xz
 ) -> list[dict]:        # its rows
@@ -461,19 +465,20 @@ def read_rows(
     if not rows: raise BadInput(f"{path} has no rows")
     return rows
 
-# %% ../nbs/07_tasks.ipynb #034577e8
+# %% ../nbs/07_tasks.ipynb #e7ddc44c
 def read_jsonl(
-    path: Path,      # one JSON object per line
-) -> list[dict]:     # the objects
+    path: Path,    # one JSON object per line
+) -> list[dict]:   # the objects
     "Read JSON lines"
     rows = []
     with opened(path) as file:
         for number, line in enumerate((line for line in file if line.strip()), 1):
-            try: rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError): raise BadInput(f"{path}, row {number}: expected one JSON object, found {line.strip()[:60]!r}") from None
+            try: rows.append(json.loads(line))
+            except json.JSONDecodeError: rows.append(None)
+            if not isinstance(rows[-1], dict): raise BadInput(f"{path}, row {number}: expected one JSON object, found {line.strip()[:60]!r}")
     return rows
 
-# %% ../nbs/07_tasks.ipynb #c4759edc
+# %% ../nbs/07_tasks.ipynb #35352373
 def user_columns(
     path: str,           # the file, for messages
     header: list[str],   # its columns
@@ -490,7 +495,7 @@ def user_columns(
         raise BadInput(f"{path}: cannot tell the text and label columns from its header {', '.join(header)}; give columns, for example columns=text,label or columns=first,second,label")
     return texts + labels
 
-# %% ../nbs/07_tasks.ipynb #e7ddc44c
+# %% ../nbs/07_tasks.ipynb #2befbeef
 def is_score(
     values: list,   # the label column
 ) -> bool:          # whether every value is a number and at least one is written with a fraction
@@ -499,7 +504,7 @@ def is_score(
     except (TypeError, ValueError): return False
     return bool(np.isfinite(numbers).all()) and any(not re.fullmatch(r"[+-]?\d+|True|False", str(value).strip()) for value in values)
 
-# %% ../nbs/07_tasks.ipynb #35352373
+# %% ../nbs/07_tasks.ipynb #6c0017d1
 def user_task(
     path: str,           # the training file
     columns: str = "",   # as in `user_columns`
@@ -517,10 +522,10 @@ def user_task(
     if not 1 < len(classes) < max(len(values), 3): raise BadInput(f"{path}: column {label} has {len(classes)} different values in {len(values)} rows; expected at least 2 classes that repeat")
     return Task(path, texts[0], pair, label, tuple(classes), metrics=("accuracy", "f1_macro"))
 
-# %% ../nbs/07_tasks.ipynb #b1322915
+# %% ../nbs/07_tasks.ipynb #43f4635c
 def read_user(
-    task: Task,              # made by `user_task`: its name is the path
-) -> dict[str, Dataset]:     # train and dev
+    task: Task,            # made by `user_task`: its name is the path
+) -> dict[str, Dataset]:   # train and dev
     "Read the user's file and what evaluates it"
     path = Path(task.name)
     data = normalise(task, read_rows(path), str(path))
@@ -531,29 +536,29 @@ def read_user(
     fifth = max(1, len(data) // 5)
     return {"train": data.select(np.sort(order[fifth:])), "dev": data.select(np.sort(order[:fifth]))}
 
-# %% ../nbs/07_tasks.ipynb #6c0017d1
+# %% ../nbs/07_tasks.ipynb #4edb37ac
 def data_root(
     spec: RunSpec,   # of the run
 ) -> str:            # folder of local data; empty = micro world or Hub
     "Where the data lie"
     return spec.data_dir or ("" if is_micro(spec.model) else os.environ.get("LOTTERY_NB_DATA", ""))
 
-# %% ../nbs/07_tasks.ipynb #43f4635c
+# %% ../nbs/07_tasks.ipynb #356fc38e
 def load_data(
-    spec: RunSpec,           # task, columns, model, data_dir, text, seed, max_train, max_eval
-) -> dict[str, Dataset]:     # `train` and the task's evaluation splits, columns text, text_pair, label, in memory
+    spec: RunSpec,         # task, columns, model, data_dir, text, seed, max_train, max_eval
+) -> dict[str, Dataset]:   # `train` and the task's evaluation splits, columns text, text_pair, label, in memory
     "Load a task from wherever the spec says"
     task = get_task(spec.task, spec.columns)
     splits = read_source(spec, task, data_root(spec))
     if task.kind == "mlm": return splits
     return {split: subset(data, spec.max_train, spec.seed) if split == "train" else subset(data, spec.max_eval, 0, ordered=True) for split, data in splits.items()}
 
-# %% ../nbs/07_tasks.ipynb #a58b0ae6
+# %% ../nbs/07_tasks.ipynb #c66b673d
 def read_source(
-    spec: RunSpec,           # of the run
-    task: Task,              # its task
-    root: str,               # folder of local data; empty = micro world or Hub
-) -> dict[str, Dataset]:     # all rows of train and the evaluation splits
+    spec: RunSpec,         # of the run
+    task: Task,            # its task
+    root: str,             # folder of local data; empty = micro world or Hub
+) -> dict[str, Dataset]:   # all rows of train and the evaluation splits
     "Choose the source"
     if task.name not in REGISTRY: return read_user(task)
     if task.kind == "mlm" and (spec.text or root):
@@ -562,25 +567,25 @@ def read_source(
     if root: return read_squad(task, root) if task.kind == "span" else read_classic(task, root)
     return read_micro(task, spec) if is_micro(spec.model) else read_hub(task)
 
-# %% ../nbs/07_tasks.ipynb #28e6d9a7
+# %% ../nbs/07_tasks.ipynb #fc7383f3
 def subset(
-    data: Dataset,          # all rows
-    count: int | None,      # how many to keep; None = all
-    seed: int,              # of the shuffle
-    ordered: bool = False,  # keep the rows in the order of the file
-) -> Dataset:               # the first `count` rows of the shuffle
+    data: Dataset,           # all rows
+    count: int | None,       # how many to keep; None = all
+    seed: int,               # of the shuffle
+    ordered: bool = False,   # keep the rows in the order of the file
+) -> Dataset:                # the first `count` rows of the shuffle
     "A seeded sample; smaller samples of one seed are parts of larger ones"
     if count is None or count >= len(data): return data
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
     return data.select(np.sort(chosen) if ordered else chosen)
 
-# %% ../nbs/07_tasks.ipynb #356fc38e
+# %% ../nbs/07_tasks.ipynb #9f7925f2
 def encode(
-    task: Task,        # the task
-    data: Dataset,     # one split, columns text, text_pair, label
-    tokenizer,         # a fast Hugging Face tokenizer
-    max_length: int,   # tokens per example, special tokens included
-) -> Dataset:          # input_ids, attention_mask, [token_type_ids], and labels (span: start_positions, end_positions; mlm: blocks without labels)
+    task: Task,                           # the task
+    data: Dataset,                        # one split, columns text, text_pair, label
+    tokenizer: PreTrainedTokenizerBase,   # a fast Hugging Face tokenizer
+    max_length: int,                      # tokens per example, special tokens included
+) -> Dataset:                             # input_ids, attention_mask, [token_type_ids], and labels (span: start_positions, end_positions; mlm: blocks without labels)
     "Turn texts into features for transformers' Trainer"
     if max_length > tokenizer.model_max_length: raise BadInput(f"max_length must be at most {tokenizer.model_max_length} for this model, got {max_length}")
     if task.kind == "span": return windows(data, tokenizer, max_length).remove_columns(["example", "offsets"])
@@ -588,26 +593,26 @@ def encode(
     tokenise = lambda rows: {**tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length), "labels": rows["label"]}
     return mapped(data, tokenise, "tokenising")
 
-# %% ../nbs/07_tasks.ipynb #c66b673d
+# %% ../nbs/07_tasks.ipynb #de0f4581
 def mapped(
-    data: Dataset,       # any rows
-    function: Callable,  # from a batch of rows to a batch of new ones
-    title: str,          # of the progress bar
-    **options,           # for `Dataset.map`
-) -> Dataset:            # only the new columns, in memory
+    data: Dataset,        # any rows
+    function: Callable,   # from a batch of rows to a batch of new ones
+    title: str,           # of the progress bar
+    **options,            # for `Dataset.map`
+) -> Dataset:             # only the new columns, in memory
     "Map a data set without touching the disk"
     return data.map(function, batched=True, remove_columns=data.column_names, keep_in_memory=True, desc=title, **options)
 
-# %% ../nbs/07_tasks.ipynb #0d9153ff
+# %% ../nbs/07_tasks.ipynb #20b6e6e2
 STRIDE = 128      # tokens from the start of one window to the start of the next
 QUESTION = 64     # longest question, in tokens
 
-# %% ../nbs/07_tasks.ipynb #9f7925f2
+# %% ../nbs/07_tasks.ipynb #cd5cd512
 def windows(
-    data: Dataset,     # columns text (question), text_pair (paragraph), label (answers)
-    tokenizer,         # a fast tokenizer
-    max_length: int,   # tokens per window
-) -> Dataset:          # the model's inputs, start_positions, end_positions, and apart: example (row of `data`), offsets ([length, 2] characters, -1 outside the paragraph)
+    data: Dataset,                        # columns text (question), text_pair (paragraph), label (answers)
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+    max_length: int,                      # tokens per window
+) -> Dataset:                             # the model's inputs, start_positions, end_positions, and apart: example (row of `data`), offsets ([length, 2] characters, -1 outside the paragraph)
     "Sliding windows over SQuAD's paragraphs"
     if max_length < 24: raise BadInput(f"max_length must be at least 24 for SQuAD, got {max_length}")
     def slide(rows, numbers):
@@ -617,15 +622,15 @@ def windows(
         return new
     return mapped(data, slide, "windows", with_indices=True)
 
-# %% ../nbs/07_tasks.ipynb #de0f4581
+# %% ../nbs/07_tasks.ipynb #c76651b3
 def question_windows(
-    number: int,       # row of the question
-    question: str,     # the question
-    paragraph: str,    # where the answer is
-    answers: dict,     # text and answer_start; the first answer trains
-    tokenizer,         # a fast tokenizer
-    max_length: int,   # tokens per window
-) -> dict[str, list]:  # columns of `windows`, one entry per window
+    number: int,                          # row of the question
+    question: str,                        # the question
+    paragraph: str,                       # where the answer is
+    answers: dict,                        # text and answer_start; the first answer trains
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+    max_length: int,                      # tokens per window
+) -> dict[str, list]:                     # columns of `windows`, one entry per window
     "The windows of one question (Devlin et al. 2019, SQuAD v1.1)"
     asked = tokenizer(question, add_special_tokens=False, truncation=True, max_length=min(QUESTION, max_length // 4), return_offsets_mapping=True)["offset_mapping"]
     room = max_length - len(asked) - tokenizer.num_special_tokens_to_add(pair=True)
@@ -638,7 +643,7 @@ def question_windows(
     return {name: new[name] for name in tokenizer.model_input_names} | dict(
         start_positions=[start for start, _ in spans], end_positions=[end for _, end in spans], example=[number] * len(spans), offsets=offsets)
 
-# %% ../nbs/07_tasks.ipynb #e5719b3b
+# %% ../nbs/07_tasks.ipynb #da59c158
 def token_span(
     offsets: list,      # [length][2] first and last character of each token, -1 outside the paragraph
     start: int,         # first character of the answer
@@ -649,13 +654,13 @@ def token_span(
     if touched and offsets[touched[0]][0] <= start and offsets[touched[-1]][1] >= end: return touched[0], touched[-1]
     return 0, 0
 
-# %% ../nbs/07_tasks.ipynb #cd5cd512
+# %% ../nbs/07_tasks.ipynb #20a0f1af
 def best_span(
-    start: np.ndarray,    # logits of the first token [length]
-    end: np.ndarray,      # logits of the last token [length]
-    allowed: np.ndarray,  # bool [length]: tokens of the paragraph
-    n_best: int = 20,     # starts and ends that are tried
-    longest: int = 30,    # tokens of an answer
+    start: np.ndarray,         # logits of the first token [length]
+    end: np.ndarray,           # logits of the last token [length]
+    allowed: np.ndarray,       # bool [length]: tokens of the paragraph
+    n_best: int = 20,          # starts and ends that are tried
+    longest: int = 30,         # tokens of an answer
 ) -> tuple[float, int, int]:   # sum of logits (-inf: none), first and last token
     "The best answer in one window"
     starts, ends = (np.argsort(np.where(allowed, -logits, np.inf), kind="stable")[:min(n_best, allowed.sum())] for logits in (start, end))
@@ -665,13 +670,13 @@ def best_span(
     i, j = np.unravel_index(total.argmax(), total.shape)
     return float(total[i, j]), int(starts[i]), int(ends[j])
 
-# %% ../nbs/07_tasks.ipynb #da59c158
-def answers(
-    data: Dataset,        # the questions
-    slices: Dataset,      # their `windows`
-    start: np.ndarray,    # logits of the first token [windows, at least length]
-    end: np.ndarray,      # logits of the last token [windows, at least length]
-) -> list[str]:           # one answer per question, cut from its paragraph
+# %% ../nbs/07_tasks.ipynb #5d93b608
+def find_answers(
+    data: Dataset,       # the questions
+    slices: Dataset,     # their `windows`
+    start: np.ndarray,   # logits of the first token [windows, at least length]
+    end: np.ndarray,     # logits of the last token [windows, at least length]
+) -> list[str]:          # one answer per question, cut from its paragraph
     "The best answer over all windows of each question"
     best = [(-np.inf, 0, 0)] * len(data)
     for example, offsets, first, last in zip(slices["example"], slices["offsets"], start, end):
@@ -680,31 +685,31 @@ def answers(
         if found > best[example][0]: best[example] = found, offsets[i, 0], offsets[j, 1]
     return [text[left:right] for text, (_, left, right) in zip(data["text_pair"], best)]
 
-# %% ../nbs/07_tasks.ipynb #20a0f1af
+# %% ../nbs/07_tasks.ipynb #a5cb1c53
 def blocks(
-    data: Dataset,     # lines of text
-    tokenizer,         # a fast tokenizer
-    max_length: int,   # tokens per block, two special ones included
-) -> Dataset:          # input_ids [max_length] per block
+    data: Dataset,                        # lines of text
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+    max_length: int,                      # tokens per block, two special ones included
+) -> Dataset:                             # input_ids [max_length] per block
     "Cut running text into blocks of equal length"
     tokenise = lambda rows: {"input_ids": tokenizer(rows["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]}
-    lines = mapped(data, tokenise, "tokenising")["input_ids"]
-    tokens = np.concatenate([np.asarray(line, np.int32) for line in lines])
+    lines = mapped(data, tokenise, "tokenising").with_format("arrow")
+    tokens = pyarrow.compute.list_flatten(lines[:]["input_ids"]).to_numpy()
     inner = max_length - 2
     rows = tokens[:len(tokens) // inner * inner].reshape(-1, inner)
     if not len(rows): raise BadInput(f"the text has {len(tokens)} tokens, less than one block of max_length {max_length}")
     rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (tokenizer.cls_token_id, tokenizer.sep_token_id)))
     return Dataset.from_dict({"input_ids": rows})
 
-# %% ../nbs/07_tasks.ipynb #5d93b608
+# %% ../nbs/07_tasks.ipynb #2da278a3
 def fixed_masks(
-    data: Dataset,        # `blocks`
-    tokenizer,            # a fast tokenizer
-    seed: int = 0,        # of the masks
-    share: float = 0.15,  # of the tokens are predicted
-) -> Dataset:             # input_ids with masks, and labels: the true token where it is predicted, else -100
+    data: Dataset,                        # `blocks`
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+    seed: int = 0,                        # of the masks
+    share: float = 0.15,                  # of the tokens are predicted
+) -> Dataset:                             # input_ids with masks, and labels: the true token where it is predicted, else -100
     "Masks for evaluation: a block's masks depend on the seed and its place alone"
-    rows = np.array(data["input_ids"], np.int64)
+    rows = data.with_format("numpy")[:]["input_ids"]
     draws, words = np.empty((2, *rows.shape)), np.empty_like(rows)
     for i, row in enumerate(rows):
         generator = np.random.default_rng([seed, i])
@@ -713,60 +718,58 @@ def fixed_masks(
     masked = np.where(draws[1] < .8, tokenizer.mask_token_id, np.where(draws[1] < .9, words, rows))
     return Dataset.from_dict({"input_ids": np.where(chosen, masked, rows), "labels": np.where(chosen, rows, -100)})
 
-# %% ../nbs/07_tasks.ipynb #d5b1e754
+# %% ../nbs/07_tasks.ipynb #c8ddd56e
 def mlm_outcomes(
-    logits,       # float tensor [batch, length, vocabulary]
-    labels,       # int tensor [batch, length], -100 where nothing is predicted
-):                # float tensor [batch, length, 2]: the token ranked first, and the loss of the true token (0 where none)
+    logits: torch.Tensor,   # float [batch, length, vocabulary]
+    labels: torch.Tensor,   # int [batch, length], -100 where nothing is predicted
+) -> torch.Tensor:          # float [batch, length, 2]: the token ranked first, and the loss of the true token (0 where none)
     "Reduce logits at once to what `score` needs (the Trainer's `preprocess_logits_for_metrics`)"
-    import torch
     loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return torch.stack([logits.argmax(-1).float(), loss], -1)
 
-# %% ../nbs/07_tasks.ipynb #2da278a3
+# %% ../nbs/07_tasks.ipynb #94e6f649
 def collator(
-    task: Task,    # the task
-    tokenizer,     # a fast tokenizer
-) -> Callable:     # from a list of features to a padded batch of tensors
+    task: Task,                           # the task
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+) -> Callable:                            # from a list of features to a padded batch of tensors
     "Pad batches; blocks that have no labels yet are masked anew every time (15 %, 80/10/10)"
-    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
     pad = DataCollatorWithPadding(tokenizer)
     if task.kind != "mlm": return pad
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=.15)
     return lambda rows: (pad if "labels" in rows[0] else mask)(rows)
 
-# %% ../nbs/07_tasks.ipynb #2aaf98bf
+# %% ../nbs/07_tasks.ipynb #e21d5c8a
 def encode_splits(
-    spec: RunSpec,              # max_length, and for mlm max_train and max_eval
-    task: Task,                 # the task
-    data: dict[str, Dataset],   # of `load_data`
-    tokenizer,                  # a fast tokenizer
-) -> dict[str, Dataset]:        # features of each split; mlm's evaluation blocks carry their fixed masks
+    spec: RunSpec,                        # max_length, and for mlm max_train and max_eval
+    task: Task,                           # the task
+    data: dict[str, Dataset],             # of `load_data`
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+) -> dict[str, Dataset]:                  # features of each split; mlm's evaluation blocks carry their fixed masks
     "Encode every split as the spec says"
     features = {split: encode(task, part, tokenizer, spec.max_length) for split, part in data.items()}
     if task.kind != "mlm": return features
     limited = {split: part.take(min(len(part), (spec.max_train if split == "train" else spec.max_eval) or len(part))) for split, part in features.items()}
     return {split: part if split == "train" else fixed_masks(part, tokenizer) for split, part in limited.items()}
 
-# %% ../nbs/07_tasks.ipynb #94e6f649
+# %% ../nbs/07_tasks.ipynb #66f9e732
 def decode(
-    task: Task,         # the task
-    output,             # logits [n, classes] or [n, 1]; span: a pair [windows, length]; mlm: `mlm_outcomes` [n, length, 2]
-    data: Dataset,      # the split that was predicted
-    tokenizer,          # as it was encoded with
-    max_length: int,    # as it was encoded with
-):                      # predictions as `score` takes them
+    task: Task,                           # the task
+    output: Any,                          # logits [n, classes] or [n, 1]; span: a pair [windows, length]; mlm: `mlm_outcomes` [n, length, 2]
+    data: Dataset,                        # the split that was predicted
+    tokenizer: PreTrainedTokenizerBase,   # as it was encoded with
+    max_length: int,                      # as it was encoded with
+) -> ArrayLike:                           # predictions as `score` takes them
     "Turn the model's output into predictions"
     if task.kind == "classification": return np.asarray(output).argmax(-1)
     if task.kind == "regression": return np.asarray(output).reshape(-1)
-    return answers(data, windows(data, tokenizer, max_length), *output) if task.kind == "span" else np.asarray(output)
+    return find_answers(data, windows(data, tokenizer, max_length), *output) if task.kind == "span" else np.asarray(output)
 
-# %% ../nbs/07_tasks.ipynb #bae9cdef
+# %% ../nbs/07_tasks.ipynb #c4206891
 def references(
-    task: Task,          # the task
-    data: Dataset,       # a split of `load_data`
-    features: Dataset,   # the same split, encoded
-):                       # references as `score` takes them
+    task: Task,             # the task
+    data: Dataset | None,   # a split of `load_data`; mlm needs none
+    features: Dataset,      # the same split, encoded
+) -> ArrayLike:             # references as `score` takes them
     "What the predictions are compared with"
-    if task.kind == "mlm": return np.array(features["labels"])
+    if task.kind == "mlm": return features.with_format("numpy")[:]["labels"]
     return [label["text"] for label in data["label"]] if task.kind == "span" else np.array(data["label"])
