@@ -94,14 +94,14 @@ def get_task(
 
 # %% ../nbs/07_tasks.ipynb #33f1a465
 def correlation(
-    measure: Callable,      # `scipy.stats.pearsonr` or `spearmanr`
+    measure: Callable,      # compares two arrays; its value, or the first of its values, is the correlation
     predicted: ArrayLike,   # float [n]
     true: ArrayLike,        # float [n]
 ) -> float:                 # in [-1, 1]; 0 where either side is constant
     "A correlation that is 0, not NaN, for constant predictions"
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     if np.ptp(predicted) == 0 or np.ptp(true) == 0: return 0.0
-    return float(measure(predicted, true)[0])
+    return float(np.ravel(measure(predicted, true))[0])
 
 # %% ../nbs/07_tasks.ipynb #bf2ca073
 def normalise_answer(
@@ -144,7 +144,7 @@ METRICS = {
         "accuracy": lambda p, y: sklearn_metrics.accuracy_score(y, p),
         "f1": lambda p, y: sklearn_metrics.f1_score(y, p, zero_division=0),
         "f1_macro": lambda p, y: sklearn_metrics.f1_score(y, p, average="macro", zero_division=0),
-        "matthews": lambda p, y: sklearn_metrics.matthews_corrcoef(y, p),
+        "matthews": lambda p, y: correlation(sklearn_metrics.matthews_corrcoef, p, y),
     },
     "regression": {
         "pearson": lambda p, y: correlation(stats.pearsonr, p, y),
@@ -250,7 +250,7 @@ def read_table(
         rows = csv.reader(file, delimiter="," if comma else "\t", quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
         places = dict(zip(columns, columns)) if columns and isinstance(columns[0], int) else header_places(path, [name.strip() for name in next(rows, [])], columns)
         rows = [row for row in rows if row]
-    needed, width = max(places.values()) + 1, len(places)
+    needed = max(places.values(), default=-1) + 1
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]
     if short and not drop_short: raise BadInput(f"{path}, row {short[0]}: expected at least {needed} columns, found {len(rows[short[0] - 1])}")
     if short: warnings.warn(f"{path}: {len(short)} rows with fewer than {needed} columns were left out")
