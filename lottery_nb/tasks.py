@@ -11,7 +11,7 @@ __all__ = ['PAIR', 'ENTAILS', 'REGISTRY', 'METRICS', 'BASELINES', 'OPENERS', 'CL
            'text_files', 'text_lines', 'take', 'read_text', 'read_micro', 'read_hub', 'read_rows', 'read_jsonl',
            'user_columns', 'is_score', 'user_task', 'read_user', 'data_root', 'load_data', 'read_source', 'subset',
            'encode', 'mapped', 'windows', 'question_windows', 'token_span', 'best_span', 'find_answers', 'blocks',
-           'fixed_masks', 'mlm_outcomes', 'collator', 'encode_splits', 'decode', 'references']
+           'fixed_masks', 'mlm_outcomes', 'encode_splits', 'decode', 'references']
 
 # %% ../nbs/07_tasks.ipynb #40c3fc15
 import csv
@@ -38,7 +38,7 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .files import BadInput, one_of
 from .spec import GLUE_TASKS, RunSpec, is_micro, task_name
@@ -83,7 +83,7 @@ REGISTRY = {task.name: task for task in (
     Task("mlm", "text", None, None, kind="mlm", metrics=("accuracy", "loss")),
 )}
 
-# %% ../nbs/07_tasks.ipynb #274bcf1e
+# %% ../nbs/07_tasks.ipynb #a937e2d6
 def get_task(
     name_or_path: str,   # name of a task in any usual spelling, or the path of a CSV, TSV or JSONL file
     columns: str = "",   # for a file: `text,label` or `text,second text,label`; empty = guessed from its header
@@ -92,7 +92,7 @@ def get_task(
     name = task_name(name_or_path)
     return REGISTRY[name] if name in REGISTRY else user_task(name, columns)
 
-# %% ../nbs/07_tasks.ipynb #33f1a465
+# %% ../nbs/07_tasks.ipynb #c8a6c49e
 def correlation(
     measure: Callable,      # compares two arrays; its value, or the first of its values, is the correlation
     predicted: ArrayLike,   # float [n]
@@ -103,7 +103,7 @@ def correlation(
     if np.ptp(predicted) == 0 or np.ptp(true) == 0: return 0.0
     return float(np.ravel(measure(predicted, true))[0])
 
-# %% ../nbs/07_tasks.ipynb #bf2ca073
+# %% ../nbs/07_tasks.ipynb #95aa97cd
 def normalise_answer(
     text: str,   # an answer
 ) -> str:        # lower case, without punctuation, articles and extra spaces
@@ -111,7 +111,7 @@ def normalise_answer(
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
-# %% ../nbs/07_tasks.ipynb #95aa97cd
+# %% ../nbs/07_tasks.ipynb #8cba70e5
 def token_f1(
     predicted: str,   # the model's answer
     true: str,        # one of the given answers
@@ -121,7 +121,7 @@ def token_f1(
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
-# %% ../nbs/07_tasks.ipynb #8cba70e5
+# %% ../nbs/07_tasks.ipynb #a5f3ce14
 def equal_answers(
     predicted: str,   # the model's answer
     true: str,        # one of the given answers
@@ -129,7 +129,7 @@ def equal_answers(
     "SQuAD's exact match of one answer"
     return float(normalise_answer(predicted) == normalise_answer(true))
 
-# %% ../nbs/07_tasks.ipynb #a5f3ce14
+# %% ../nbs/07_tasks.ipynb #39587a61
 def favourable(
     measure: Callable[[str, str], float],   # compares an answer with one reference
     predicted: list[str],                   # the model's answers [n]
@@ -138,7 +138,7 @@ def favourable(
     "Average over questions, each with its most favourable reference (SQuAD)"
     return float(np.mean([max(measure(answer, given) for given in answers) for answer, answers in zip(predicted, true)]))
 
-# %% ../nbs/07_tasks.ipynb #ae88498d
+# %% ../nbs/07_tasks.ipynb #894e9a42
 METRICS = {
     "classification": {
         "accuracy": lambda p, y: sklearn_metrics.accuracy_score(y, p),
@@ -161,7 +161,7 @@ METRICS = {
     },
 }
 
-# %% ../nbs/07_tasks.ipynb #0473d17a
+# %% ../nbs/07_tasks.ipynb #5588390b
 def score(
     task: Task,           # the task
     predictions: Any,     # classes [n], numbers [n], texts [n], or (token, loss) pairs [n, length, 2] for mlm
@@ -172,7 +172,7 @@ def score(
     mark = split.removeprefix("dev")
     return {name + mark: float(METRICS[task.kind][name](predictions, references)) for name in task.metrics}
 
-# %% ../nbs/07_tasks.ipynb #d4904386
+# %% ../nbs/07_tasks.ipynb #0f3d0cc1
 def majority(
     task: Task,          # the task
     references: Any,     # as for `score`
@@ -181,7 +181,7 @@ def majority(
     "Scores of a baseline that does not read its input (Prasanna et al. 2020, table 2)"
     return score(task, BASELINES[task.kind](references, seed), references)
 
-# %% ../nbs/07_tasks.ipynb #97c6df44
+# %% ../nbs/07_tasks.ipynb #ad5338fc
 def most_frequent(
     references: ArrayLike,   # classes [n]
     seed: int = 0,           # unused: the answer is a constant
@@ -189,7 +189,7 @@ def most_frequent(
     "Predict the majority class"
     return np.full(len(references), Counter(np.asarray(references).tolist()).most_common(1)[0][0])
 
-# %% ../nbs/07_tasks.ipynb #ad5338fc
+# %% ../nbs/07_tasks.ipynb #1b5f4f28
 def normal_draws(
     references: ArrayLike,   # numbers [n]
     seed: int = 0,           # of the draws
@@ -197,7 +197,7 @@ def normal_draws(
     "Draw predictions from a normal distribution with the references' mean and deviation"
     return np.random.default_rng(seed).normal(np.mean(references), np.std(references), len(references))
 
-# %% ../nbs/07_tasks.ipynb #1b5f4f28
+# %% ../nbs/07_tasks.ipynb #c740ea3a
 def commonest_token(
     references: np.ndarray,   # true tokens [n, length], -100 where not masked
     seed: int = 0,            # unused: the prediction is a constant
@@ -208,7 +208,7 @@ def commonest_token(
     loss = -np.log(np.maximum(counts, 1) / counts.sum())
     return np.stack([np.full(references.shape, tokens[counts.argmax()]), loss[place].reshape(references.shape)], -1)
 
-# %% ../nbs/07_tasks.ipynb #b1787e11
+# %% ../nbs/07_tasks.ipynb #5f3c6fb3
 BASELINES = {
     "classification": most_frequent,
     "regression": normal_draws,
@@ -216,10 +216,10 @@ BASELINES = {
     "mlm": commonest_token,
 }
 
-# %% ../nbs/07_tasks.ipynb #b0bc3bec
+# %% ../nbs/07_tasks.ipynb #5baac891
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
-# %% ../nbs/07_tasks.ipynb #62c9a563
+# %% ../nbs/07_tasks.ipynb #114660dc
 @contextmanager
 def opened(
     path: Path,      # a text file, plain, .gz or .xz
@@ -230,7 +230,7 @@ def opened(
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
 
-# %% ../nbs/07_tasks.ipynb #114660dc
+# %% ../nbs/07_tasks.ipynb #cfe7e794
 def find_file(
     folder: Path,   # where to look
     name: str,      # file name
@@ -238,7 +238,7 @@ def find_file(
     "Find a file under its plain or compressed name"
     return next((path for ending in ("", *OPENERS) if (path := Path(folder)/(name + ending)).is_file()), None)
 
-# %% ../nbs/07_tasks.ipynb #b9ba365a
+# %% ../nbs/07_tasks.ipynb #4c8270a5
 def read_table(
     path: Path,                            # a .tsv or .csv file, plain or compressed
     columns: tuple[str | int, ...] = (),   # header names, or positions in a file without header; empty = all
@@ -248,7 +248,8 @@ def read_table(
     comma = ".csv" in Path(path).suffixes
     with opened(path) as file:
         rows = csv.reader(file, delimiter="," if comma else "\t", quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
-        places = dict(zip(columns, columns)) if columns and isinstance(columns[0], int) else header_places(path, [name.strip() for name in next(rows, [])], columns)
+        positions = bool(columns) and isinstance(columns[0], int)
+        places = dict(zip(columns, columns)) if positions else header_places(path, [name.strip() for name in next(rows, [])], columns)
         rows = [row for row in rows if row]
     needed = max(places.values(), default=-1) + 1
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]
@@ -256,7 +257,7 @@ def read_table(
     if short: warnings.warn(f"{path}: {len(short)} rows with fewer than {needed} columns were left out")
     return [{name: row[place] for name, place in places.items()} for row in rows if len(row) >= needed]
 
-# %% ../nbs/07_tasks.ipynb #5c6e14bf
+# %% ../nbs/07_tasks.ipynb #9b08f077
 def header_places(
     path: Path,                      # the file, for the message
     header: list[str],               # its first line
@@ -267,7 +268,7 @@ def header_places(
     if missing: raise BadInput(f"{path}: expected the columns {', '.join(columns)}; its first line has {', '.join(header) or 'nothing'}")
     return {column: header.index(column) for column in columns or header}
 
-# %% ../nbs/07_tasks.ipynb #def5de9e
+# %% ../nbs/07_tasks.ipynb #47f6a46b
 def read_label(
     task: Task,   # the task
     value: Any,   # a class name, number, score, or SQuAD's answers
@@ -285,7 +286,7 @@ def read_label(
     if str(value).strip() not in names: raise BadInput(f"{where}: label {value!r} is not one of {', '.join(task.labels)}")
     return names[str(value).strip()]
 
-# %% ../nbs/07_tasks.ipynb #47f6a46b
+# %% ../nbs/07_tasks.ipynb #d58fabae
 def normalise(
     task: Task,         # the task
     rows: list[dict],   # rows in the source's own columns
@@ -302,14 +303,14 @@ def normalise(
     if task.kind == "span": data["id"] = [str(row.get("id", number)) for number, row in enumerate(rows)]
     return Dataset.from_dict(data)
 
-# %% ../nbs/07_tasks.ipynb #5b165e79
+# %% ../nbs/07_tasks.ipynb #d5e7c1d7
 CLASSIC_COLUMNS = {
     "cola": (3, 1), "mrpc": ("#1 String", "#2 String", "Quality"), "stsb": ("sentence1", "sentence2", "score"),
     "qqp": ("question1", "question2", "is_duplicate"), "mnli": ("sentence1", "sentence2", "gold_label"),
 }
 CLASSIC_FILES = {"mnli": {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mm": "dev_mismatched.tsv"}}
 
-# %% ../nbs/07_tasks.ipynb #a4cf5fa7
+# %% ../nbs/07_tasks.ipynb #04137fc9
 def find_folder(
     root: str | Path,   # the folder the user named
     name: str,          # canonical name of a task
@@ -322,7 +323,7 @@ def find_folder(
     if found is None: raise BadInput(f"data_dir {root} has no data for {name}: expected a folder {name} (any spelling) in it or in its glue_data")
     return found
 
-# %% ../nbs/07_tasks.ipynb #04137fc9
+# %% ../nbs/07_tasks.ipynb #3160ead5
 def read_classic(
     task: Task,            # a GLUE task
     root: str | Path,      # folder as in `find_folder`
@@ -338,7 +339,7 @@ def read_classic(
         splits[split] = normalise(task, [dict(zip(task.columns, row.values())) for row in rows], str(path))
     return splits
 
-# %% ../nbs/07_tasks.ipynb #498ca011
+# %% ../nbs/07_tasks.ipynb #abcdff58
 def read_squad_file(
     path: Path,          # SQuAD JSON, plain or compressed
 ) -> list[list[dict]]:   # articles, each a list of questions in the Hub's columns
@@ -351,7 +352,7 @@ def read_squad_file(
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not SQuAD v1.1 JSON (data → paragraphs → qas → answers with text and answer_start): {error!r}") from None
 
-# %% ../nbs/07_tasks.ipynb #6203af49
+# %% ../nbs/07_tasks.ipynb #38f6b219
 def read_squad(
     task: Task,            # squad
     root: str | Path,      # folder with the JSON files, or with a squad folder
@@ -366,13 +367,13 @@ def read_squad(
     else:
         warnings.warn(f"no train-v1.1.json beside {dev}: of its {len(articles)} articles every fourth evaluates, the others train")
         parts = {"train": [article for i, article in enumerate(articles) if i % 4 != 3], "dev": articles[3::4]}
-    return {split: normalise(task, sum(part, []), str(dev)) for split, part in parts.items()}
+    return {split: normalise(task, sum(part, []), f"{dev.parent}, {split}") for split, part in parts.items()}
 
-# %% ../nbs/07_tasks.ipynb #07ac6faf
+# %% ../nbs/07_tasks.ipynb #c99d0b33
 HELD_OUT = ("heldout", "dev", "valid", "validation", "test")
 CHARACTERS_PER_TOKEN = 10   # more than any usual tokenizer needs: how far lazy reading looks ahead
 
-# %% ../nbs/07_tasks.ipynb #456532e0
+# %% ../nbs/07_tasks.ipynb #0f07ebb3
 def text_files(
     path: str | Path,                 # a text file or a folder of them
 ) -> tuple[list[Path], list[Path]]:   # files that train, files that evaluate (empty: every twentieth line does)
@@ -387,7 +388,7 @@ def text_files(
     train = [p for p in files if not set(words[p]) & set(HELD_OUT)]
     return (train, held) if train else (files, [])
 
-# %% ../nbs/07_tasks.ipynb #c99d0b33
+# %% ../nbs/07_tasks.ipynb #33ddf488
 def text_lines(
     files: Iterable[Path],   # text files, plain or compressed
 ) -> Iterator[str]:          # their lines that are not empty, stripped
@@ -395,7 +396,7 @@ def text_lines(
     for path in files:
         with opened(path) as file: yield from (line.strip() for line in file if line.strip())
 
-# %% ../nbs/07_tasks.ipynb #0f07ebb3
+# %% ../nbs/07_tasks.ipynb #d7f1372b
 def take(
     lines: Iterable[str],            # lines, possibly many more than needed
     characters: int | None = None,   # stop after so many; None = read all
@@ -408,7 +409,7 @@ def take(
         if characters and total >= characters: break
     return taken
 
-# %% ../nbs/07_tasks.ipynb #d7f1372b
+# %% ../nbs/07_tasks.ipynb #39db5bce
 def read_text(
     spec: RunSpec,                                    # names the text and the limits
     train: Callable[[], Iterable[str]],               # makes a fresh iterator over the training lines
@@ -423,7 +424,7 @@ def read_text(
     if not splits["dev"]: raise BadInput(f"text {spec.text or spec.data_dir} is too short to evaluate on: expected at least 20 lines")
     return {name: Dataset.from_dict({"text": lines}) for name, lines in splits.items()}
 
-# %% ../nbs/07_tasks.ipynb #39db5bce
+# %% ../nbs/07_tasks.ipynb #6ec37090
 def read_micro(
     task: Task,            # a GLUE task, squad or mlm
     spec: RunSpec,         # for mlm's limits
@@ -433,11 +434,11 @@ def read_micro(
     if task.kind == "mlm": return read_text(spec, lambda: micro.corpus_lines("train"), lambda: micro.corpus_lines("dev", 1000))
     return {split: normalise(task, rows, f"micro world, {task.name} {split}") for split, rows in micro.micro_task(task.name).items()}
 
-# %% ../nbs/07_tasks.ipynb #6ec37090
+# %% ../nbs/07_tasks.ipynb #034577e8
 HUB = {"squad": ("rajpurkar/squad",)} | {name: ("nyu-mll/glue", name) for name in GLUE_TASKS}
 HUB_SPLITS = {"train": "train", "validation": "dev", "validation_matched": "dev", "validation_mismatched": "dev_mm"}
 
-# %% ../nbs/07_tasks.ipynb #86db56cb
+# %% ../nbs/07_tasks.ipynb #2bc54528
 def read_hub(
     task: Task,            # a GLUE task or squad
 ) -> dict[str, Dataset]:   # train and the evaluation splits
@@ -448,12 +449,12 @@ def read_hub(
     except OSError as error: raise BadInput(f"data set {where} cannot be loaded from the Hub ({error}); give data_dir, a local folder of the data") from None
     return {HUB_SPLITS[name]: normalise(task, part.to_list(), f"{where}, {name}") for name, part in source.items() if name in HUB_SPLITS}
 
-# %% ../nbs/07_tasks.ipynb #c4759edc
+# %% ../nbs/07_tasks.ipynb #e7ddc44c
 TEXT_NAMES = ("text", "sentence", "text1", "text2", "text_a", "text_b", "text_pair", "sentence1", "sentence2", "question", "question1", "question2", "answer", "context",
               "premise", "hypothesis", "review", "content", "comment", "tweet", "title", "query", "passage")
 LABEL_NAMES = ("label", "labels", "score", "class", "target", "category", "sentiment", "gold_label", "rating", "similarity")
 
-# %% ../nbs/07_tasks.ipynb #b7985b66
+# %% ../nbs/07_tasks.ipynb #2e21dd8a
 def read_rows(
     path: str | Path,   # a .csv, .tsv or .jsonl file, plain, .gz or .xz
 ) -> list[dict]:        # its rows
@@ -465,7 +466,7 @@ def read_rows(
     if not rows: raise BadInput(f"{path} has no rows")
     return rows
 
-# %% ../nbs/07_tasks.ipynb #e7ddc44c
+# %% ../nbs/07_tasks.ipynb #35352373
 def read_jsonl(
     path: Path,    # one JSON object per line
 ) -> list[dict]:   # the objects
@@ -478,7 +479,7 @@ def read_jsonl(
             if not isinstance(rows[-1], dict): raise BadInput(f"{path}, row {number}: expected one JSON object, found {line.strip()[:60]!r}")
     return rows
 
-# %% ../nbs/07_tasks.ipynb #35352373
+# %% ../nbs/07_tasks.ipynb #2befbeef
 def user_columns(
     path: str,           # the file, for messages
     header: list[str],   # its columns
@@ -492,10 +493,11 @@ def user_columns(
     labels = [name for name in header if name.lower() in LABEL_NAMES]
     texts = [name for name in header if name.lower() in TEXT_NAMES]
     if len(labels) != 1 or len(texts) not in (1, 2):
-        raise BadInput(f"{path}: cannot tell the text and label columns from its header {', '.join(header)}; give columns, for example columns=text,label or columns=first,second,label")
+        raise BadInput(f"{path}: cannot tell the text and label columns from its header {', '.join(header)}; "
+                       "give columns, for example columns=text,label or columns=first,second,label")
     return texts + labels
 
-# %% ../nbs/07_tasks.ipynb #2befbeef
+# %% ../nbs/07_tasks.ipynb #6c0017d1
 def is_score(
     values: list,   # the label column
 ) -> bool:          # whether every value is a number and at least one is written with a fraction
@@ -504,7 +506,7 @@ def is_score(
     except (TypeError, ValueError): return False
     return bool(np.isfinite(numbers).all()) and any(not re.fullmatch(r"[+-]?\d+|True|False", str(value).strip()) for value in values)
 
-# %% ../nbs/07_tasks.ipynb #6c0017d1
+# %% ../nbs/07_tasks.ipynb #a58b0ae6
 def user_task(
     path: str,           # the training file
     columns: str = "",   # as in `user_columns`
@@ -519,10 +521,11 @@ def user_task(
     if is_score(values): return Task(path, texts[0], pair, label, kind="regression", metrics=("pearson", "spearman", "corr"))
     classes = sorted({str(value).strip() for value in values})
     if all(re.fullmatch(r"-?\d+", name) for name in classes): classes.sort(key=int)
-    if not 1 < len(classes) < max(len(values), 3): raise BadInput(f"{path}: column {label} has {len(classes)} different values in {len(values)} rows; expected at least 2 classes that repeat")
+    if not 1 < len(classes) < max(len(values), 3):
+        raise BadInput(f"{path}: column {label} has {len(classes)} different values in {len(values)} rows; expected at least 2 classes that repeat")
     return Task(path, texts[0], pair, label, tuple(classes), metrics=("accuracy", "f1_macro"))
 
-# %% ../nbs/07_tasks.ipynb #43f4635c
+# %% ../nbs/07_tasks.ipynb #28e6d9a7
 def read_user(
     task: Task,            # made by `user_task`: its name is the path
 ) -> dict[str, Dataset]:   # train and dev
@@ -536,14 +539,14 @@ def read_user(
     fifth = max(1, len(data) // 5)
     return {"train": data.select(np.sort(order[fifth:])), "dev": data.select(np.sort(order[:fifth]))}
 
-# %% ../nbs/07_tasks.ipynb #4edb37ac
+# %% ../nbs/07_tasks.ipynb #356fc38e
 def data_root(
     spec: RunSpec,   # of the run
 ) -> str:            # folder of local data; empty = micro world or Hub
     "Where the data lie"
     return spec.data_dir or ("" if is_micro(spec.model) else os.environ.get("LOTTERY_NB_DATA", ""))
 
-# %% ../nbs/07_tasks.ipynb #356fc38e
+# %% ../nbs/07_tasks.ipynb #fc7383f3
 def load_data(
     spec: RunSpec,         # task, columns, model, data_dir, text, seed, max_train, max_eval
 ) -> dict[str, Dataset]:   # `train` and the task's evaluation splits, columns text, text_pair, label, in memory
@@ -551,9 +554,10 @@ def load_data(
     task = get_task(spec.task, spec.columns)
     splits = read_source(spec, task, data_root(spec))
     if task.kind == "mlm": return splits
-    return {split: subset(data, spec.max_train, spec.seed) if split == "train" else subset(data, spec.max_eval, 0, ordered=True) for split, data in splits.items()}
+    train = {"train": subset(splits["train"], spec.max_train, spec.seed)}
+    return train | {split: subset(splits[split], spec.max_eval, 0, ordered=True) for split in task.evaluation}
 
-# %% ../nbs/07_tasks.ipynb #c66b673d
+# %% ../nbs/07_tasks.ipynb #6cdee4e3
 def read_source(
     spec: RunSpec,         # of the run
     task: Task,            # its task
@@ -567,7 +571,7 @@ def read_source(
     if root: return read_squad(task, root) if task.kind == "span" else read_classic(task, root)
     return read_micro(task, spec) if is_micro(spec.model) else read_hub(task)
 
-# %% ../nbs/07_tasks.ipynb #fc7383f3
+# %% ../nbs/07_tasks.ipynb #0d9153ff
 def subset(
     data: Dataset,           # all rows
     count: int | None,       # how many to keep; None = all
@@ -579,13 +583,13 @@ def subset(
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
     return data.select(np.sort(chosen) if ordered else chosen)
 
-# %% ../nbs/07_tasks.ipynb #9f7925f2
+# %% ../nbs/07_tasks.ipynb #e5719b3b
 def encode(
     task: Task,                           # the task
     data: Dataset,                        # one split, columns text, text_pair, label
     tokenizer: PreTrainedTokenizerBase,   # a fast Hugging Face tokenizer
     max_length: int,                      # tokens per example, special tokens included
-) -> Dataset:                             # input_ids, attention_mask, [token_type_ids], and labels (span: start_positions, end_positions; mlm: blocks without labels)
+) -> Dataset:                             # input_ids, attention_mask, [token_type_ids], labels (span: start_positions, end_positions; mlm: none)
     "Turn texts into features for transformers' Trainer"
     if max_length > tokenizer.model_max_length: raise BadInput(f"max_length must be at most {tokenizer.model_max_length} for this model, got {max_length}")
     if task.kind == "span": return windows(data, tokenizer, max_length).remove_columns(["example", "offsets"])
@@ -593,7 +597,7 @@ def encode(
     tokenise = lambda rows: {**tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length), "labels": rows["label"]}
     return mapped(data, tokenise, "tokenising")
 
-# %% ../nbs/07_tasks.ipynb #de0f4581
+# %% ../nbs/07_tasks.ipynb #f3a833a8
 def mapped(
     data: Dataset,        # any rows
     function: Callable,   # from a batch of rows to a batch of new ones
@@ -603,16 +607,16 @@ def mapped(
     "Map a data set without touching the disk"
     return data.map(function, batched=True, remove_columns=data.column_names, keep_in_memory=True, desc=title, **options)
 
-# %% ../nbs/07_tasks.ipynb #20b6e6e2
+# %% ../nbs/07_tasks.ipynb #c76651b3
 STRIDE = 128      # tokens from the start of one window to the start of the next
 QUESTION = 64     # longest question, in tokens
 
-# %% ../nbs/07_tasks.ipynb #cd5cd512
+# %% ../nbs/07_tasks.ipynb #da59c158
 def windows(
     data: Dataset,                        # columns text (question), text_pair (paragraph), label (answers)
     tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
     max_length: int,                      # tokens per window
-) -> Dataset:                             # the model's inputs, start_positions, end_positions, and apart: example (row of `data`), offsets ([length, 2] characters, -1 outside the paragraph)
+) -> Dataset:                             # model inputs, start_positions, end_positions; example (row of `data`), offsets (characters [length, 2], -1 outside the paragraph)
     "Sliding windows over SQuAD's paragraphs"
     if max_length < 24: raise BadInput(f"max_length must be at least 24 for SQuAD, got {max_length}")
     def slide(rows, numbers):
@@ -622,7 +626,7 @@ def windows(
         return new
     return mapped(data, slide, "windows", with_indices=True)
 
-# %% ../nbs/07_tasks.ipynb #c76651b3
+# %% ../nbs/07_tasks.ipynb #6f943da5
 def question_windows(
     number: int,                          # row of the question
     question: str,                        # the question
@@ -632,9 +636,10 @@ def question_windows(
     max_length: int,                      # tokens per window
 ) -> dict[str, list]:                     # columns of `windows`, one entry per window
     "The windows of one question (Devlin et al. 2019, SQuAD v1.1)"
-    asked = tokenizer(question, add_special_tokens=False, truncation=True, max_length=min(QUESTION, max_length // 4), return_offsets_mapping=True)["offset_mapping"]
-    room = max_length - len(asked) - tokenizer.num_special_tokens_to_add(pair=True)
-    new = tokenizer(question[:asked[-1][1] if asked else 0], paragraph, truncation="only_second", max_length=max_length, stride=room - min(STRIDE, max_length // 3),
+    asked = tokenizer(question, add_special_tokens=False, truncation=True, max_length=min(QUESTION, max_length // 4), return_offsets_mapping=True)
+    tokens = asked["offset_mapping"]
+    overlap = max_length - len(tokens) - tokenizer.num_special_tokens_to_add(pair=True) - min(STRIDE, max_length // 3)
+    new = tokenizer(question[:tokens[-1][1] if tokens else 0], paragraph, truncation="only_second", max_length=max_length, stride=overlap,
                     return_overflowing_tokens=True, return_offsets_mapping=True)
     inside = [new.sequence_ids(i) for i in range(len(new["input_ids"]))]
     offsets = [[span if part == 1 else (-1, -1) for span, part in zip(spans, parts)] for spans, parts in zip(new["offset_mapping"], inside)]
@@ -643,7 +648,7 @@ def question_windows(
     return {name: new[name] for name in tokenizer.model_input_names} | dict(
         start_positions=[start for start, _ in spans], end_positions=[end for _, end in spans], example=[number] * len(spans), offsets=offsets)
 
-# %% ../nbs/07_tasks.ipynb #da59c158
+# %% ../nbs/07_tasks.ipynb #d13bf2dc
 def token_span(
     offsets: list,      # [length][2] first and last character of each token, -1 outside the paragraph
     start: int,         # first character of the answer
@@ -654,7 +659,7 @@ def token_span(
     if touched and offsets[touched[0]][0] <= start and offsets[touched[-1]][1] >= end: return touched[0], touched[-1]
     return 0, 0
 
-# %% ../nbs/07_tasks.ipynb #20a0f1af
+# %% ../nbs/07_tasks.ipynb #5d93b608
 def best_span(
     start: np.ndarray,         # logits of the first token [length]
     end: np.ndarray,           # logits of the last token [length]
@@ -670,7 +675,7 @@ def best_span(
     i, j = np.unravel_index(total.argmax(), total.shape)
     return float(total[i, j]), int(starts[i]), int(ends[j])
 
-# %% ../nbs/07_tasks.ipynb #5d93b608
+# %% ../nbs/07_tasks.ipynb #d5b1e754
 def find_answers(
     data: Dataset,       # the questions
     slices: Dataset,     # their `windows`
@@ -685,7 +690,7 @@ def find_answers(
         if found > best[example][0]: best[example] = found, offsets[i, 0], offsets[j, 1]
     return [text[left:right] for text, (_, left, right) in zip(data["text_pair"], best)]
 
-# %% ../nbs/07_tasks.ipynb #a5cb1c53
+# %% ../nbs/07_tasks.ipynb #2da278a3
 def blocks(
     data: Dataset,                        # lines of text
     tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
@@ -701,7 +706,7 @@ def blocks(
     rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (tokenizer.cls_token_id, tokenizer.sep_token_id)))
     return Dataset.from_dict({"input_ids": rows})
 
-# %% ../nbs/07_tasks.ipynb #2da278a3
+# %% ../nbs/07_tasks.ipynb #c8ddd56e
 def fixed_masks(
     data: Dataset,                        # `blocks`
     tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
@@ -718,7 +723,7 @@ def fixed_masks(
     masked = np.where(draws[1] < .8, tokenizer.mask_token_id, np.where(draws[1] < .9, words, rows))
     return Dataset.from_dict({"input_ids": np.where(chosen, masked, rows), "labels": np.where(chosen, rows, -100)})
 
-# %% ../nbs/07_tasks.ipynb #c8ddd56e
+# %% ../nbs/07_tasks.ipynb #94e6f649
 def mlm_outcomes(
     logits: torch.Tensor,   # float [batch, length, vocabulary]
     labels: torch.Tensor,   # int [batch, length], -100 where nothing is predicted
@@ -726,17 +731,6 @@ def mlm_outcomes(
     "Reduce logits at once to what `score` needs (the Trainer's `preprocess_logits_for_metrics`)"
     loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return torch.stack([logits.argmax(-1).float(), loss], -1)
-
-# %% ../nbs/07_tasks.ipynb #94e6f649
-def collator(
-    task: Task,                           # the task
-    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
-) -> Callable:                            # from a list of features to a padded batch of tensors
-    "Pad batches; blocks that have no labels yet are masked anew every time (15 %, 80/10/10)"
-    pad = DataCollatorWithPadding(tokenizer)
-    if task.kind != "mlm": return pad
-    mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=.15)
-    return lambda rows: (pad if "labels" in rows[0] else mask)(rows)
 
 # %% ../nbs/07_tasks.ipynb #e21d5c8a
 def encode_splits(

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from transformers import BertConfig, BertTokenizer, RobertaTokenizer, Trainer, TrainingArguments
+from transformers import BertConfig, BertTokenizer, DataCollatorForLanguageModeling, DataCollatorWithPadding, RobertaTokenizer, Trainer, TrainingArguments
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification
 
 from lottery_nb import tasks
@@ -430,7 +430,9 @@ def test_features_train_and_evaluate_through_the_trainer(tmp_path, name):
     features = tasks.encode_splits(spec(name, max_length=32), task, {"train": data, "dev": data}, TOKENIZER)
     model = HEADS[task.kind](BertConfig(**SMALL, num_labels=len(task.labels) if task.labels else 1 if name == "stsb" else 2))
     options = TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = Trainer(model, options, train_dataset=features["train"], data_collator=tasks.collator(task, TOKENIZER),
+    pad, mask = DataCollatorWithPadding(TOKENIZER), DataCollatorForLanguageModeling(TOKENIZER)
+    collate = lambda rows: (mask if name == "mlm" and "labels" not in rows[0] else pad)(rows)
+    trainer = Trainer(model, options, train_dataset=features["train"], data_collator=collate,
                       preprocess_logits_for_metrics=tasks.mlm_outcomes if name == "mlm" else None)
     trainer.train()
     output = trainer.predict(features["dev"]).predictions
