@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded', 'head_at',
-           'mask_tokens', 'mlm_loss', 'PlainTrainer', 'random_states', 'set_random_states', 'last_checkpoint',
-           'Finetuner', 'Keeper', 'save_weights', 'load_weights', 'precision', 'settings', 'Training', 'finetune',
-           'history', 'outputs', 'predict', 'evaluate']
+           'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
+           'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner', 'history', 'Training',
+           'Keeper', 'finetune', 'outputs', 'predict', 'evaluate']
 
 # %% ../nbs/09_training.ipynb #ccd7c543
 import math
-import shutil
+import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer,
-                          TrainerCallback, TrainingArguments)
+                          TrainerCallback, TrainerControl, TrainerState, TrainingArguments)
 
 from .files import BadInput, atomic, read_json, remove, seal, verify, write_json
 from .masks import Mask, hold
@@ -110,7 +110,48 @@ def mlm_loss(
     with head_at(getattr(net, "module", net), where): logits = net(**{name: value for name, value in inputs.items() if name != "labels"}).logits
     return cross_entropy(logits.float(), inputs["labels"][where])
 
-# %% ../nbs/09_training.ipynb #b85986f2
+# %% ../nbs/09_training.ipynb #f6e1474a
+def random_states() -> dict[str, Tensor]:   # device → state of its generator, bytes
+    "The states of torch's generators"
+    return {"cpu": torch.get_rng_state()} | {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])}
+
+# %% ../nbs/09_training.ipynb #cf56297e
+def set_random_states(
+    states: dict[str, Tensor],   # of `random_states`
+):
+    "Put torch's generators back"
+    torch.set_rng_state(states["cpu"])
+    for name in states.keys() - {"cpu"}: torch.cuda.set_rng_state(states[name], int(name.removeprefix("cuda")))
+
+# %% ../nbs/09_training.ipynb #0b3c7de8
+def save_weights(
+    net: nn.Module,    # a model
+    path: str | Path,  # a safetensors file to write
+) -> Path:             # the file
+    "Write a model's weights, tied ones once; equal weights give equal bytes"
+    with atomic(path) as temp: write_weights(net, str(temp))
+    return Path(path)
+
+# %% ../nbs/09_training.ipynb #d3351bfe
+def load_weights(
+    net: nn.Module,    # a model of the same shape; changed in place
+    path: str | Path,  # a file of `save_weights`
+) -> nn.Module:        # the same model
+    "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
+    try: read_weights(net, str(path))
+    except (OSError, SafetensorError, RuntimeError) as error: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}: {str(error)[:200]}") from None
+    return net
+
+# %% ../nbs/09_training.ipynb #9c853325
+def last_checkpoint(
+    folder: Path,    # where a training keeps its checkpoints
+) -> str | None:     # the newest sealed one; None where there is none
+    "Find what to resume from; a torn or damaged checkpoint is passed over"
+    for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try: return str(verify(checkpoint))
+        except BadInput: remove(checkpoint)
+
+# %% ../nbs/09_training.ipynb #e30f13a0
 class PlainTrainer(Trainer):
     "A Trainer whose checkpoints are safetensors and JSON, sealed when complete"
 
@@ -148,110 +189,23 @@ class PlainTrainer(Trainer):
     def _load_scaler(self, checkpoint):
         if checkpoint is not None and (Path(checkpoint)/"scaler.json").exists(): self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint)/"scaler.json"))
 
-# %% ../nbs/09_training.ipynb #cf56297e
-def random_states() -> dict[str, Tensor]:   # device → state of its generator, bytes
-    "The states of torch's generators"
-    return {"cpu": torch.get_rng_state()} | {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])}
-
-# %% ../nbs/09_training.ipynb #b80b69ab
-def set_random_states(
-    states: dict[str, Tensor],   # of `random_states`
-):
-    "Put torch's generators back"
-    torch.set_rng_state(states["cpu"])
-    for name in states.keys() - {"cpu"}: torch.cuda.set_rng_state(states[name], int(name.removeprefix("cuda")))
-
-# %% ../nbs/09_training.ipynb #d3351bfe
-def last_checkpoint(
-    folder: Path,    # where a training keeps its checkpoints
-) -> str | None:     # the newest sealed one; None where there is none
-    "Find what to resume from; a torn or damaged checkpoint is passed over"
-    for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try: return str(verify(checkpoint))
-        except BadInput: remove(checkpoint)
-
-# %% ../nbs/09_training.ipynb #792bb2ce
-class Finetuner(PlainTrainer):
-    "A Trainer for one piece of training: a stretch of a learning-rate line, MLM by masked positions"
-
-    def __init__(self, *args, line: dict, masker: PreTrainedTokenizerBase | None = None, **options):
-        super().__init__(*args, **options)
-        self.line, self.masker = line, masker
-        self.remove_callback(PrinterCallback)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        line = self.line
-        share = lambda step: rate_share(step + line["offset"], line["total"], line["warmup"])
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
-        return self.lr_scheduler
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if self.masker:
-            inputs = dict(inputs)
-            inputs["input_ids"], inputs["labels"] = mask_tokens(inputs["input_ids"], self.masker, self.args.seed, self.state.global_step)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self.masker or isinstance(model, nn.DataParallel): return super().compute_loss(model, inputs, return_outputs)
-        return mlm_loss(model, inputs)
-
-    def floating_point_ops(self, inputs):
-        return 0   # counting them costs a walk over all modules at every step
-
-# %% ../nbs/09_training.ipynb #e30f13a0
-class Keeper(TrainerCallback):
-    "Shows progress, asks for a checkpoint now and then, and keeps the weights of one step"
-
-    def __init__(
-        self,
-        folder: Path,                # where the snapshot goes
-        every: float,                # seconds between checkpoints
-        snapshot_at: int | None,     # step after which the weights are kept; None = never
-    ):
-        self.folder, self.every, self.snapshot_at = folder, every, snapshot_at
-
-    def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False)
-        self.saved = time.monotonic()
-
-    def on_step_end(self, args, state, control, model=None, **_):
-        self.bar.update()
-        if state.global_step == self.snapshot_at: save_weights(model, self.folder/"snapshot.safetensors")
-        due = time.monotonic() - self.saved >= self.every
-        if due and control.should_log and state.global_step < state.max_steps: control.should_save = True
-
-    def on_save(self, args, state, control, **_):
-        self.saved = time.monotonic()
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
-
-# %% ../nbs/09_training.ipynb #e34f4596
-def save_weights(
-    net: nn.Module,    # a model
-    path: str | Path,  # a safetensors file to write
-) -> Path:             # the file
-    "Write a model's weights, tied ones once; equal weights give equal bytes"
-    with atomic(path) as temp: write_weights(net, str(temp))
-    return Path(path)
-
 # %% ../nbs/09_training.ipynb #d9d3e01b
-def load_weights(
-    net: nn.Module,    # a model of the same shape; changed in place
-    path: str | Path,  # a file of `save_weights`
-) -> nn.Module:        # the same model
-    "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
-    try: read_weights(net, str(path))
-    except (OSError, SafetensorError, RuntimeError) as error: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}: {str(error)[:200]}") from None
-    return net
+def precision() -> dict:   # arguments of TrainingArguments
+    "Mixed precision where the hardware has it"
+    if not torch.cuda.is_available(): return {}
+    return {"bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16": True}
+
+# %% ../nbs/09_training.ipynb #65aa4cf3
+@contextmanager
+def repeatable() -> Iterator[None]:
+    "Choose kernels that give the same bytes every time (only GPUs have others)"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(before[0] or torch.cuda.is_available(), warn_only=True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 # %% ../nbs/09_training.ipynb #0632585e
-def precision() -> dict:   # arguments of TrainingArguments
-    "Mixed precision where the hardware has it, reproducible either way"
-    if not torch.cuda.is_available(): return {}
-    return {"bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16": True, "full_determinism": True}
-
-# %% ../nbs/09_training.ipynb #c5c62164
 def settings(
     spec: RunSpec,     # batch_size, learning_rate
     folder: Path,      # for checkpoints
@@ -266,11 +220,51 @@ def settings(
         logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, report_to="none",
         disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **precision())
 
-# %% ../nbs/09_training.ipynb #d8382254
+# %% ../nbs/09_training.ipynb #c5c62164
 HISTORY_LINES = 100        # at most so many lines in a training's history
 CHECKPOINT_SECONDS = 120   # time between checkpoints
 
+# %% ../nbs/09_training.ipynb #7a83558f
+class Finetuner(PlainTrainer):
+    "A Trainer for one piece of training: a stretch of a learning-rate line, MLM by masked positions"
+
+    def __init__(self, *args, line: dict, masker: PreTrainedTokenizerBase | None = None, **options):
+        super().__init__(*args, **options)
+        self.line, self.masker = line, masker
+        self.remove_callback(PrinterCallback)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.lr_scheduler.LambdaLR:
+        "The stretch of the learning-rate line that this piece of training lies on"
+        line = self.line
+        share = lambda step: rate_share(step + line["offset"], line["total"], line["warmup"])
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None) -> Tensor:
+        "One step; MLM masks its batch first"
+        if self.masker:
+            inputs = dict(inputs)
+            inputs["input_ids"], inputs["labels"] = mask_tokens(inputs["input_ids"], self.masker, self.args.seed, self.state.global_step)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | None = None) -> Tensor:
+        "The model's own loss; for MLM over the masked positions alone, except where torch's DataParallel splits the batch"
+        if not self.masker or isinstance(model, nn.DataParallel): return super().compute_loss(model, inputs, return_outputs)
+        return mlm_loss(model, inputs)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        "Not counted: it costs a walk over all modules at every step"
+        return 0
+
 # %% ../nbs/09_training.ipynb #067760a0
+def history(
+    trainer: Trainer,    # after training
+) -> pd.DataFrame:       # one line per logging step
+    "What the Trainer logged while it trained"
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return pd.DataFrame(lines, columns=["step", "epoch", "loss", "grad_norm", "learning_rate"])
+
+# %% ../nbs/09_training.ipynb #022ca842
 @dataclass
 class Training:
     "What a piece of training leaves behind besides the weights"
@@ -278,7 +272,39 @@ class Training:
     steps: int                     # optimizer steps taken
     snapshot: Path | None = None   # file with the weights after `snapshot_at` steps
 
-# %% ../nbs/09_training.ipynb #bed37e71
+# %% ../nbs/09_training.ipynb #bca0dc53
+class Keeper(TrainerCallback):
+    "Shows progress, asks for a checkpoint now and then, and keeps the weights of one step"
+
+    def __init__(
+        self,
+        folder: Path,                # where the snapshot goes
+        every: float,                # seconds between checkpoints
+        snapshot_at: int | None,     # step after which the weights are kept; None = never
+    ):
+        self.folder, self.every, self.snapshot_at = folder, every, snapshot_at
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
+        "Open the bar"
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False)
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **_):
+        "Keep the snapshot; ask for a checkpoint when one is due and the history has just got a line"
+        self.bar.update()
+        if state.global_step == self.snapshot_at: save_weights(model, self.folder/"snapshot.safetensors")
+        due = time.monotonic() - self.saved >= self.every
+        if due and control.should_log and state.global_step < state.max_steps: control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
+        "Start counting again"
+        self.saved = time.monotonic()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
+        "Close the bar"
+        self.bar.close()
+
+# %% ../nbs/09_training.ipynb #54a77ca0
 def finetune(
     net: PreTrainedModel,                # f(x; θ, γ), trained in place; comes back on the CPU in evaluation mode
     task: Task,                          # 𝒯
@@ -304,20 +330,12 @@ def finetune(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
-    with hold(net, mask) if mask is not None else nullcontext(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    with hold(net, mask) if mask is not None else nullcontext(), repeatable(), quiet(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False).cpu().eval().zero_grad()
     for checkpoint in folder.glob("checkpoint-*"): remove(checkpoint)
     return Training(history(trainer), length, folder/"snapshot.safetensors" if snapshot_at else None)
 
-# %% ../nbs/09_training.ipynb #a5d63748
-def history(
-    trainer: Trainer,    # after training
-) -> pd.DataFrame:       # one line per logging step
-    "What the Trainer logged while it trained"
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    return pd.DataFrame(lines, columns=["step", "epoch", "loss", "grad_norm", "learning_rate"])
-
-# %% ../nbs/09_training.ipynb #3475367f
+# %% ../nbs/09_training.ipynb #aab67d76
 def outputs(
     net: PreTrainedModel,       # in evaluation mode
     task: Task,                 # the task
@@ -333,10 +351,10 @@ def outputs(
     made[where] = mlm_outcomes(logits[None], batch["labels"][where][None])[0]
     return made
 
-# %% ../nbs/09_training.ipynb #d700efef
+# %% ../nbs/09_training.ipynb #c8702ff0
 EVALUATION_BATCH = 32
 
-# %% ../nbs/09_training.ipynb #f471d0aa
+# %% ../nbs/09_training.ipynb #489142dd
 @torch.no_grad()
 def predict(
     net: PreTrainedModel,                # comes back on the CPU in evaluation mode
@@ -356,7 +374,7 @@ def predict(
     net.cpu()
     return made
 
-# %% ../nbs/09_training.ipynb #526dce81
+# %% ../nbs/09_training.ipynb #3a3f9cee
 def evaluate(
     net: PreTrainedModel,                # f(x; θ, γ)
     task: Task,                          # 𝒯
