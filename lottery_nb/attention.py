@@ -34,6 +34,7 @@ def tokenize(
     "Tokens of several texts; an empty or too long one is `BadInput`"
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     if not pairs: raise BadInput("texts must hold at least one text, got none")
+    if len({len(pair) for pair in pairs}) > 1: raise BadInput("texts must be all single sentences or all pairs, got both")
     for i, pair in enumerate(pairs):
         if not all(part.strip() for part in pair): raise BadInput(f"text {i} is empty: {texts[i]!r}")
     batch = tokenizer(*map(list, zip(*pairs)), padding=True, truncation=False, return_tensors="pt")
