@@ -68,6 +68,13 @@ def test_classic_columns(tmp_path, name, opener, ending):
     assert load_data(spec(name, data_dir=str(tmp_path/"glue_data"/CLASSIC[name][0])))["dev"].to_list() == found["dev"].to_list()
 
 
+@pytest.mark.parametrize("name, names", dict(
+    cola=("unacceptable", "acceptable"), sst2=("negative", "positive"), mrpc=("not_equivalent", "equivalent"), qqp=("not_duplicate", "duplicate"),
+    mnli=("entailment", "neutral", "contradiction"), qnli=("entailment", "not_entailment"), rte=("entailment", "not_entailment"), wnli=("not_entailment", "entailment")).items())
+def test_class_numbers_are_the_hubs(name, names):
+    assert [tasks.read_label(get_task(name), label, "") for label in names] == list(range(len(names)))
+
+
 def test_environment_names_the_folder(tmp_path, monkeypatch):
     classic(tmp_path, "rte")
     monkeypatch.setenv("LOTTERY_NB_DATA", str(tmp_path))
