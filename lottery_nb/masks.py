@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .files import BadInput, one_of
 from .weights import resolve
 
-# %% ../nbs/02_masks.ipynb #c6d1f088
+# %% ../nbs/02_masks.ipynb #1b73c9ca
 class Mask(Mapping):
     "A mapping from the name of a weight to a bool tensor of its shape; True = kept (not copied: leave the tensors as they are)"
 
@@ -111,7 +111,7 @@ class Mask(Mapping):
         "The mask whose bits and shapes these are"
         return cls({name: unpack_bits(name, packed[name], tuple(shape)) for name, shape in shapes.items()})
 
-# %% ../nbs/02_masks.ipynb #2c409114
+# %% ../nbs/02_masks.ipynb #551bd770
 def pairs(
     first: Mask,                                # a mask; gives the order
     second: Mask,                               # a mask over the same weights
@@ -123,7 +123,7 @@ def pairs(
         raise BadInput(f"masks differ in their members: {name}{more} is {first.shapes.get(name, 'missing')} in one and {second.shapes.get(name, 'missing')} in the other")
     for name, kept in first.items(): yield name, kept, second[name]
 
-# %% ../nbs/02_masks.ipynb #b9d8d354
+# %% ../nbs/02_masks.ipynb #fe25e580
 def jaccard(
     first: Mask,               # a mask
     second: Mask,              # a mask over the same weights
@@ -141,7 +141,7 @@ def jaccard(
     if average == "global": both, either = both.sum(keepdims=True), either.sum(keepdims=True)
     return float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).mean())
 
-# %% ../nbs/02_masks.ipynb #c156e693
+# %% ../nbs/02_masks.ipynb #46c99990
 def unpack_bits(
     name: str,                 # of the member, for the message
     bits: Tensor,              # uint8, ⌈n/8⌉ bytes, first entry in the lowest bit
@@ -153,10 +153,10 @@ def unpack_bits(
         raise BadInput(f"mask member {name} of shape {shape} must be {-(-entries // 8)} bytes of bits, got {bits.numel()} of {bits.dtype}")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=entries, bitorder="little").view(bool)).view(shape)
 
-# %% ../nbs/02_masks.ipynb #b9f187bd
+# %% ../nbs/02_masks.ipynb #abc79f5c
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# %% ../nbs/02_masks.ipynb #abc79f5c
+# %% ../nbs/02_masks.ipynb #99155006
 def keep_bits(
     values: Tensor,   # floating point, changed in place
     keep: Tensor,     # int8, same shape: -1 = kept, 0 = set to +0.0
@@ -165,7 +165,7 @@ def keep_bits(
     values = values.detach()
     values.view(INTEGERS[values.element_size()]).bitwise_and_(keep.to(INTEGERS[values.element_size()]))
 
-# %% ../nbs/02_masks.ipynb #368600b9
+# %% ../nbs/02_masks.ipynb #40b4f5d3
 def matched(
     model: nn.Module,            # the model
     mask: Mask,                  # members named with or without the model's base prefix
@@ -177,7 +177,7 @@ def matched(
     if len({id(weight) for weight in weights.values()}) < len(weights): raise BadInput("mask has two members for one weight of the model (a tied weight under both of its names)")
     return weights
 
-# %% ../nbs/02_masks.ipynb #79380795
+# %% ../nbs/02_masks.ipynb #65186b82
 class Hold:
     "A model kept inside a mask until `release`; made by `hold`"
 
@@ -233,7 +233,7 @@ class Hold:
             for weight in group["params"]:
                 if weight in self._keep: self._zero(weight, weight)
 
-# %% ../nbs/02_masks.ipynb #ead22086
+# %% ../nbs/02_masks.ipynb #6d0a4479
 class Reload:
     "Holds a module's parameters again after a state dict has been loaded into it"
 
@@ -248,7 +248,7 @@ class Reload:
 
     def __reduce__(self) -> tuple: return Reload, (None, {})
 
-# %% ../nbs/02_masks.ipynb #6d0a4479
+# %% ../nbs/02_masks.ipynb #61c43d2a
 def hold(
     model: nn.Module,   # any model; it stays of its class, with its keys
     mask: Mask,         # which weights live; names with or without the model's base prefix

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'kept_count', 'decimal', 'Ranked', 'bracket', 'draw', 'count_above', 'inside', 'kth_highest', 'keep_highest',
-           'topk_mask', 'absolute', 'remaining', 'check_schedule']
+           'topk_mask', 'check_schedule', 'absolute', 'remaining']
 
 # %% ../nbs/04_select.ipynb #31e5cd80
 from collections.abc import Mapping
@@ -181,6 +181,15 @@ def topk_mask(
     return Mask(kept)
 
 # %% ../nbs/04_select.ipynb #edcf24a3
+def check_schedule(
+    step: float,    # points or share pruned per round
+    until: float,   # the last sparsity
+):
+    "Refuse a schedule that never ends or ends outside [0, 1)"
+    if not 0 < step < 1: raise BadInput(f"step must be in (0, 1), got {step}")
+    if not 0 <= until < 1: raise BadInput(f"sparsity must be in [0, 1), got {until}")
+
+# %% ../nbs/04_select.ipynb #6cfdc908
 def absolute(
     step: float,          # points of the pool a round, 0 < step < 1
     until: float,         # the last sparsity, 0 ≤ s < 1
@@ -193,7 +202,7 @@ def absolute(
         level += decimal(step)
     yield float(until)
 
-# %% ../nbs/04_select.ipynb #6cfdc908
+# %% ../nbs/04_select.ipynb #c678b363
 def remaining(
     share: float,         # of the weights that remain, pruned each round, 0 < share < 1
     until: float,         # the last sparsity, 0 ≤ s < 1
@@ -205,12 +214,3 @@ def remaining(
         yield float(1 - density)
         density *= 1 - decimal(share)
     yield float(until)
-
-# %% ../nbs/04_select.ipynb #c678b363
-def check_schedule(
-    step: float,    # points or share pruned per round
-    until: float,   # the last sparsity
-):
-    "Refuse a schedule that never ends or ends outside [0, 1)"
-    if not 0 < step < 1: raise BadInput(f"step must be in (0, 1), got {step}")
-    if not 0 <= until < 1: raise BadInput(f"sparsity must be in [0, 1), got {until}")

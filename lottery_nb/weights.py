@@ -65,8 +65,9 @@ def members(
     "Every name that a pool asks for"
     extras = one_of("pool", pool, POOLS).split("+")
     names = [EMBEDDINGS] if "embeddings" in extras else []
+    table = families(model)
     for layer in range(model.config.num_hidden_layers):
-        for family, path in families(model).items():
+        for family, path in table.items():
             stem = f"{LAYERS}.{layer}.{path}"
             names += [f"{stem}.weight"] + ([f"{stem}.bias"] if "biases" in extras and family != "output" else [])
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
@@ -78,7 +79,6 @@ def prunable(
     pool: str = "encoder",   # which weights: one of `POOLS`
 ) -> dict[str, Parameter]:   # name as in `model.named_parameters()` → parameter, in reading order
     "The weights of a pool that this model has (Chen et al. 2020, section 3; Liu et al. 2022, section 4; Prasanna et al. 2020, section 3.1)"
-    families(model)
     have = dict(model.named_parameters())
     return {name: have[name] for name in members(model, pool) if name in have}
 
