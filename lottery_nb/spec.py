@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'POOLS', 'CHOICES', 'SPECS',
            'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'TicketSpec',
-           'make_spec', 'parse_value', 'read_bool', 'expand', 'points', 'read_grid']
+           'StructuredSpec', 'MagnitudeSpec', 'make_spec', 'spec_from', 'parse_value', 'read_bool', 'expand', 'points',
+           'read_grid']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
@@ -61,6 +62,7 @@ CHOICES = dict(
     method=("dense", "random", "omp", "imp", "standard"),
     pool=POOLS, scope=("global", "matrix"), schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
+    prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
 )
 
 # %% ../nbs/00_spec.ipynb #3839338d
@@ -70,18 +72,18 @@ class RunSpec:
     task: str = "sst2"            # GLUE task, squad, mlm, or the path of a CSV, TSV or JSONL file
     model: str = "micro"          # Hub name, local folder, micro or micro-roberta
     seed: int = 0                 # data order, head initialisation, dropout, random masks
-    data_dir: str = ""            # folder of local data; empty = LOTTERY_NB_DATA, else the Hub (micro models: the micro world)
-    text: str = ""                # text file or folder for MLM; empty = `data_dir` (micro models: the micro corpus)
-    columns: str = ""             # for a data file: text, [second text,] label; empty = guessed from the header
-    learning_rate: float = None   # peak of AdamW; None = the task's default
-    batch_size: int = None        # examples per step; None = the task's default
-    epochs: float = None          # passes over the training set; None = the task's default
-    max_length: int = None        # tokens per example; None = the task's default
-    warmup: float = None          # share of steps with rising learning rate; None = the task's default
-    dropout: float = None         # of the model while it trains; None = the task's default
-    max_train: int = None         # use only the first so many training examples (after a seeded shuffle); None = all
-    max_eval: int = None          # use only the first so many evaluation examples; None = all
-    max_steps: int = None         # optimizer steps instead of epochs; None = by epochs
+    data_dir: str = ""            # folder of local data; empty: LOTTERY_NB_DATA, else the Hub (micro models: the micro world)
+    text: str = ""                # text file or folder for MLM; empty: `data_dir` (micro models: the micro corpus)
+    columns: str = ""             # for a data file: text, [second text,] label; empty: guessed from the header
+    learning_rate: float = None   # peak of AdamW; None: the task's default
+    batch_size: int = None        # examples per step; None: the task's default
+    epochs: float = None          # passes over the training set; None: the task's default
+    max_length: int = None        # tokens per example; None: the task's default
+    warmup: float = None          # share of steps with rising learning rate; None: the task's default
+    dropout: float = None         # of the model while it trains; None: the task's default
+    max_train: int = None         # use only the first so many training examples (after a seeded shuffle); None: all
+    max_eval: int = None          # use only the first so many evaluation examples; None: all
+    max_steps: int = None         # optimizer steps instead of epochs; None: by epochs
 
     template = "run"              # class attribute: name of the notebook template
 
@@ -155,15 +157,16 @@ class TicketSpec(RunSpec):
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # rank all matrices together, or each matrix by itself
-    source: str = ""                 # task the mask is found on; empty = `task`
+    source: str = ""                 # task the mask is found on; empty: `task`
     schedule: str = "absolute"       # IMP: `step` points of the pool a round (as released), or that share of the remaining (D1)
     step: float = 0.1                # IMP: weights pruned per round
-    round_epochs: float = None       # IMP: training per round, in epochs; None = the source task's default
+    round_epochs: float = None       # IMP: training per round, in epochs; None: the source task's default
     round_steps: int = None          # IMP: optimizer steps per round instead of epochs
     horizon: str = "round"           # IMP: learning rate decays to 0 in each round, or over the whole chain (D2, as released)
-    rewind: float = 0.0              # share of training whose weights are restored; 0 = pre-trained; None = no rewinding (B1)
+    rewind: float = 0.0              # share of training whose weights are restored; 0: pre-trained; None: no rewinding (B1)
     rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
     start: str = "pretrained"        # weights the ticket is trained from: pretrained, reinit, shuffle-layers, shuffle-within
+    keep_model: bool = False         # keep the retrained model, to load with from_pretrained
 
     template = "ticket"
 
@@ -187,9 +190,65 @@ class TicketSpec(RunSpec):
         return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
 
 # %% ../nbs/00_spec.ipynb #e4cd6dbf
-SPECS = {"ticket": TicketSpec}
+@dataclass(frozen=True)
+class StructuredSpec(RunSpec):
+    "Close heads and MLPs while the score holds; retrain good, random and bad gates (Prasanna et al. 2020, section 3.3)"
+    prune: str = "heads_mlps"         # heads_mlps (jointly, then heads, then MLPs), heads or mlps
+    threshold: float = 0.9            # share of the full model's dev score to hold, in (0, 1]
+    step: float = 0.1                 # share of all heads closed per step, beside one MLP
+    heads_step: float = 0.1           # the same once heads are closed alone (as released: 0.05, D15)
+    importance: str = "per_example"   # per_example, per_batch or as_released (gradients never zeroed, B8)
+    draw: str = "equal"               # random gates: equal in number to the good ones, or bernoulli (as released, D17)
+    keep_bias: bool = True            # keep the bias of an attention that lost all heads (as released: false, D16)
+    rule_metric: str = ""             # score to hold; empty = the task's own (as released for stsb: corr, D14)
+    super_seeds: int = 0              # good: what survives in each of the seeds 0 to n - 1 (super-survivors); 0: in this seed
+    start: str = "pretrained"         # weights that are retrained: pretrained, reinit, shuffle-layers, shuffle-within
+    retrain_epochs: float = None      # passes over the training set when retraining; None: `epochs`
 
-# %% ../nbs/00_spec.ipynb #4c36f244
+    template = "structured"
+
+    def check(self):
+        "Refuse values outside their range"
+        super().check()
+        for name in ("threshold", "step", "heads_step"):
+            if not 0 < getattr(self, name) <= 1: raise BadInput(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if self.super_seeds < 0 or self.super_seeds == 1: raise BadInput(f"super_seeds must be 0 or at least 2, got {self.super_seeds}")
+        within(self, low=0, above=True, retrain_epochs=self.retrain_epochs)
+
+    @property
+    def slug(self) -> str:
+        "Task, what is pruned, seed"
+        return f"{slugged(self.task)}-structured-{self.prune.replace('_', '-')}-r{self.seed}"
+
+# %% ../nbs/00_spec.ipynb #b8818ebb
+@dataclass(frozen=True)
+class MagnitudeSpec(RunSpec):
+    "Prune the smallest weights of a fine-tuned model while the score holds; retrain good, random and bad masks (Prasanna et al. 2020, section 3.2)"
+    pool: str = "encoder"             # weights that may be pruned (as released: encoder+biases)
+    threshold: float = 0.9            # share of the full model's dev score to hold, in (0, 1]
+    step: float = 0.1                 # share of the remaining weights pruned per iteration, without retraining
+    iterations: int = None            # at most so many, the last one thrown away (as released: 10, D12); None: while the score holds
+    rule_metric: str = ""             # score to hold; empty = the task's own (as released for stsb: corr, D14)
+    bad: str = "sampled"              # bad mask: sampled from what did not survive (paper), or largest weights pruned (as released, D13)
+
+    template = "magnitude"
+
+    def check(self):
+        "Refuse values outside their range"
+        super().check()
+        if not 0 < self.threshold <= 1: raise BadInput(f"threshold must be in (0, 1], got {self.threshold}")
+        if not 0 < self.step < 1: raise BadInput(f"step must be in (0, 1), got {self.step}")
+        within(self, low=1, iterations=self.iterations)
+
+    @property
+    def slug(self) -> str:
+        "Task and seed"
+        return f"{slugged(self.task)}-magnitude-r{self.seed}"
+
+# %% ../nbs/00_spec.ipynb #c55fb6bf
+SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec}
+
+# %% ../nbs/00_spec.ipynb #5d9c3d7e
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -200,7 +259,16 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #c3b72798
+# %% ../nbs/00_spec.ipynb #e2959975
+def spec_from(
+    template: str,     # name of a template
+    variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
+) -> RunSpec:          # the validated spec
+    "The spec of a template from the variables of its notebook"
+    kind = SPECS[one_of("template", template, SPECS)]
+    return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
+
+# %% ../nbs/00_spec.ipynb #3ec34240
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -214,14 +282,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #c55fb6bf
+# %% ../nbs/00_spec.ipynb #b940fe7b
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #6884bb0e
+# %% ../nbs/00_spec.ipynb #557c68e6
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written, duplicates dropped
@@ -236,7 +304,7 @@ def expand(
     if not specs: raise BadInput("the grid is empty: at least one list has no values")
     return list(specs.values())
 
-# %% ../nbs/00_spec.ipynb #e2959975
+# %% ../nbs/00_spec.ipynb #f52f4bcd
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination
@@ -245,7 +313,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #c66df7e1
+# %% ../nbs/00_spec.ipynb #fd82f16a
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs

@@ -9,6 +9,7 @@ __all__ = ['template_path', 'check_template', 'RunFailed', 'Worker', 'start_kern
 # %% ../nbs/19_sweep.ipynb #499fd5e4
 import os
 import shutil
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
 from importlib.resources import files
@@ -61,7 +62,9 @@ class Worker:
 
     def close(self):
         "Shut the kernel down"
-        if self.kernel: self.kernel.shutdown_kernel(now=True)
+        if not self.kernel: return
+        self.kernel.shutdown_kernel(now=True)
+        if self.kernel.transport == "ipc": shutil.rmtree(Path(self.kernel.ip).parent, ignore_errors=True)
         self.kernel = None
 
     def ready(self) -> Any:
@@ -109,7 +112,8 @@ def start_kernel(
     from jupyter_client.manager import KernelManager
     env = os.environ | {"LOTTERY_NB_RUNS": str(root), "TOKENIZERS_PARALLELISM": "false"}
     if threads: env["OMP_NUM_THREADS"] = str(threads)
-    kernel = KernelManager(kernel_name="python3", transport="ipc" if os.name == "posix" else "tcp")
+    sockets = {"transport": "ipc", "ip": f"{tempfile.mkdtemp(prefix='lottery-nb-')}/kernel"} if os.name == "posix" else {}
+    kernel = KernelManager(kernel_name="python3", **sockets)
     kernel.start_kernel(env=env, cwd=os.getcwd())
     return kernel
 

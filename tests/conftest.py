@@ -17,3 +17,29 @@ def assets() -> Path:
     folder = Path(os.environ.get("LOTTERY_NB_ASSETS") or ROOT.parent/"shared"/"assets")
     if not folder.is_dir(): pytest.skip(f"no real data at {folder} (set LOTTERY_NB_ASSETS)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    "A 2-layer random BERT with a ten-word vocabulary, as a folder"
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    folder = tmp_path_factory.mktemp("tiny")/"bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "fine", "bad", "poor", "film", "meal", "the", "was", "a"]
+    vocab = tmp_path_factory.mktemp("vocab")/"vocab.txt"
+    vocab.write_text("\n".join(words) + "\n")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(words), num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=128)
+    BertForMaskedLM(config).save_pretrained(folder)
+    BertTokenizerFast(str(vocab)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    "A CSV of the user's own: a text and a label that follows from one word"
+    import itertools
+    rows = [f"the {thing} was {word},{label}" for thing, (word, label) in itertools.product(("film", "meal"), (("good", "yes"), ("fine", "yes"), ("bad", "no"), ("poor", "no")))]
+    path = tmp_path_factory.mktemp("data")/"reviews.csv"
+    path.write_text("text,label\n" + "\n".join(rows*8) + "\n")
+    return path
