@@ -21,7 +21,6 @@ import pandas as pd
 
 from .files import BadInput, one_of, read_json
 from .gates import Gates, binary, weight_share
-from .structured import super_survivors
 
 # %% ../nbs/17_compare.ipynb #2be92b52
 def spread(
@@ -140,11 +139,11 @@ def agreement(
 ) -> dict:                     # heads, mlps, weight_share(s), kappa, cochran_q, cochran_p, jaccard, super_heads, super_mlps and their nulls
     "How far the seeds of one task agree (Prasanna et al. 2020, section 5.1)"
     heads, mlps = stacked(gates)
-    survivors, shares = super_survivors(gates), [weight_share(g, mlp_ratio) for g in gates]
+    shares = [weight_share(g, mlp_ratio) for g in gates]
     return {
         "heads": [int(g.heads.sum()) for g in gates], "mlps": [int(g.mlps.sum()) for g in gates],
         "weight_share": fmean(shares), "weight_shares": shares,
-        "super_heads": int(survivors.heads.sum()), "super_mlps": int(survivors.mlps.sum()),
+        "super_heads": int(heads.all(0).sum()), "super_mlps": int(mlps.all(0).sum()),
     } | statistics_of(heads, draws, seed) | {f"mlp_{name}": value for name, value in statistics_of(mlps, draws, seed).items()}
 
 # %% ../nbs/17_compare.ipynb #df7e8704

@@ -40,11 +40,11 @@ def replay(gates, importance, score, threshold, stages):
 
 @given(SHAPES, st.integers(0, 9999), st.sampled_from(["heads_mlps", "heads", "mlps"]), st.floats(.05, 1), st.floats(.05, .6), st.floats(.05, .6))
 @settings(max_examples=150, deadline=None)
-def test_the_loop_against_a_plain_replay(shape, seed, prune, threshold, share, share2):
+def test_the_loop_against_a_plain_replay(shape, seed, prune, threshold, step, heads_step):
     importance, score = world(shape, seed)
     full = Gates.full(*shape)
-    found = prune_gates(full, importance, score, threshold, prune, share, share2)
-    assert found.kept == replay(full, importance, score, threshold, stages_of(prune, full.heads.size, share, share2))
+    found = prune_gates(full, importance, score, threshold, prune, step, heads_step)
+    assert found.kept == replay(full, importance, score, threshold, stages_of(prune, full.heads.size, step, heads_step))
     assert found.score == score(found.kept) >= threshold * score(full)
     if prune == "heads": assert found.kept.mlps.all()
     if prune == "mlps": assert found.kept.heads.all()
@@ -61,7 +61,7 @@ def test_the_loop_against_a_plain_replay(shape, seed, prune, threshold, share, s
 def test_killed_at_any_measurement_it_ends_the_same(tmp_path_factory, seed, death):
     importance, score = world((3, 4), seed)
     folder, full, count = tmp_path_factory.mktemp("search"), Gates.full(3, 4), [0]
-    expected = prune_gates(full, importance, score, share=.2)
+    expected = prune_gates(full, importance, score, step=.2)
 
     def mortal(function):
         def call(gates):
@@ -70,7 +70,7 @@ def test_killed_at_any_measurement_it_ends_the_same(tmp_path_factory, seed, deat
             return function(gates)
         return call
 
-    def attempt(): return prune_gates(full, remember(mortal(importance), folder/"i.json"), remember(mortal(score), folder/"s.json"), share=.2)
+    def attempt(): return prune_gates(full, remember(mortal(importance), folder/"i.json"), remember(mortal(score), folder/"s.json"), step=.2)
     try: found = attempt()
     except KeyboardInterrupt: found = attempt()
     assert found.kept == expected.kept and found.score == expected.score and [s.score for s in found.steps] == [s.score for s in expected.steps]
@@ -129,7 +129,7 @@ def test_draws_are_uniform():
 
 def test_released_schedule_explains_the_published_sizes(assets):
     "14 heads and one MLP a step, then 7 heads a step (D15): every published count of heads must be reachable"
-    stages = {s: (h, m) for s, h, m in stages_of("heads_mlps", 144, share2=.05)}
+    stages = {s: (h, m) for s, h, m in stages_of("heads_mlps", 144, heads_step=.05)}
     assert stages == {"joint": (14, 1), "heads": (7, 0), "mlps": (0, 1)}
     reachable = {max(0, 144 - 14 * joint - 7 * later) for joint in range(12) for later in range(22)}
     masks = read_masks(assets/"prasanna2020"/"masks.json.gz")
