@@ -20,7 +20,8 @@ def brute(scores, sparsity, within=None):
     "Stable sort of everything, as doubles"
     flat = torch.cat([score.flatten().double() for score in scores.values()])
     alive = torch.ones(len(flat), dtype=torch.bool) if within is None else torch.cat([kept.flatten() for kept in within.values()])
-    order = [place for place in flat.argsort(descending=True, stable=True).tolist() if alive[place]]
+    order = flat.argsort(descending=True, stable=True)
+    order = order[alive[order]]
     kept = torch.zeros(len(flat), dtype=torch.bool)
     kept[order[:kept_count(len(flat), sparsity)]] = True
     parts = kept.split([score.numel() for score in scores.values()])
