@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'run',
-           'sweep_command', 'results_command', 'info', 'verify_command', 'ticket_folder', 'doctor', 'checks',
-           'device_check', 'folder_check', 'data_check', 'main']
+           'sweep_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder', 'doctor',
+           'checks', 'device_check', 'folder_check', 'data_check', 'main']
 
 # %% ../nbs/20_cli.ipynb #b2b35257
 import inspect
@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -124,6 +124,7 @@ def sweep_command(
     for count, (spec, result) in enumerate(sweep(specs, runs, workers, force), 1):
         if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
         typer.echo(f"[{count}/{len(specs)}, {time.time() - begun:.0f} s] {failed[-1] if isinstance(result, Exception) else sentence(result)}")
+    typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
     if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
 
 # %% ../nbs/20_cli.ipynb #14461bf1
@@ -131,17 +132,31 @@ def sweep_command(
 def results_command(
     runs: Runs = None,
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
+    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
 ):
     "Print the table of finished runs."
     one_of("format", format, ("table", "csv", "json"))
     table = results(runs)
+    if len(table) and (summary or figure): table = summarised(table, summary, figure)
     if format == "csv": return typer.echo(table.to_csv(index=False), nl=False)
     if format == "json": return typer.echo(table.to_json(orient="records"))
     if not len(table): return typer.echo(f"no finished runs in {runs_root(runs)}")
     shown = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id") if name in table]
-    typer.echo(table[shown].to_string(index=False, float_format="{:.4f}".format))
+    typer.echo((table if summary else table[shown]).to_string(index=False, float_format="{:.4f}".format))
 
 # %% ../nbs/20_cli.ipynb #2615004f
+def summarised(
+    table: Any,              # pandas DataFrame, the results table
+    summary: bool,           # return the summary instead
+    figure: Path | None,     # draw score against sparsity here
+) -> Any:                    # pandas DataFrame
+    "Draw the figure, and summarise over seeds"
+    from lottery_nb.figures import save_figure, score_curves, summary_table
+    if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
+    return summary_table(table) if summary else table
+
+# %% ../nbs/20_cli.ipynb #c742aa62
 @ticket_app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="A ticket's folder, or a run's.")],
@@ -152,7 +167,7 @@ def info(
     provenance = Ticket.load(ticket_folder(path)).provenance
     typer.echo(json.dumps(provenance) if as_json else "\n".join(f"{k:<14} {v}" for k, v in provenance.items()))
 
-# %% ../nbs/20_cli.ipynb #c742aa62
+# %% ../nbs/20_cli.ipynb #bda6aa70
 @ticket_app.command("verify")
 def verify_command(
     path: Annotated[Path, typer.Argument(help="A ticket's folder, or a finished run's.")],
@@ -163,7 +178,7 @@ def verify_command(
     ticket = Ticket.load(ticket_folder(path))
     typer.echo(f"{path}: good; {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
 
-# %% ../nbs/20_cli.ipynb #bda6aa70
+# %% ../nbs/20_cli.ipynb #27db702c
 def ticket_folder(
     path: Path,   # a ticket's folder or a run's
 ) -> Path:        # the ticket's folder
@@ -171,7 +186,7 @@ def ticket_folder(
     if not path.exists(): raise BadInput(f"ticket folder {path} does not exist")
     return path/"ticket" if (path/"ticket").is_dir() else path
 
-# %% ../nbs/20_cli.ipynb #2f2a00f9
+# %% ../nbs/20_cli.ipynb #b1a88fdf
 @app.command()
 def doctor(runs: Runs = None):
     "Say what is installed, where data and runs lie, and what is missing."
@@ -179,7 +194,7 @@ def doctor(runs: Runs = None):
     typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
     if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
-# %% ../nbs/20_cli.ipynb #b1a88fdf
+# %% ../nbs/20_cli.ipynb #1fcae52a
 def checks(
     runs: str | None = None,               # folder of all runs
 ) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
@@ -191,14 +206,14 @@ def checks(
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
     return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
 
-# %% ../nbs/20_cli.ipynb #1fcae52a
+# %% ../nbs/20_cli.ipynb #8a285c98
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
     import torch
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return "device", True, name
 
-# %% ../nbs/20_cli.ipynb #8a285c98
+# %% ../nbs/20_cli.ipynb #68301707
 def folder_check(
     name: str,      # what the folder is for
     folder: Path,   # where it is
@@ -211,7 +226,7 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
-# %% ../nbs/20_cli.ipynb #68301707
+# %% ../nbs/20_cli.ipynb #14757cdf
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
     import os
@@ -219,7 +234,7 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
 
-# %% ../nbs/20_cli.ipynb #c257ab31
+# %% ../nbs/20_cli.ipynb #9cec87ae
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code

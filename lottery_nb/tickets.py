@@ -28,6 +28,7 @@ from .weights import POOLER, base_name, fingerprint, resolve
 def provenance_of(
     model: nn.Module,   # the model as the mask was found for it: its weights are θ0
     mask: Mask,         # the mask
+    /,
     **values,           # method, pool, scope, seed, source task, parent ...: anything JSON can hold
 ) -> dict:              # what `ticket.json` says
     "Where a mask comes from: base model, fingerprint of θ0, counts, library version"

@@ -1,0 +1,157 @@
+"""The command line, as a user meets it: words in, text and exit codes out."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lottery_nb.cli import main
+from lottery_nb.spec import TicketSpec
+
+COMMAND = Path(sys.executable).parent/"lottery-nb"
+
+
+@pytest.fixture
+def words(tiny_model, tiny_data, tmp_path):
+    "A run that takes seconds"
+    return ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--method", "omp", "--sparsity", "0.5", "--max-steps", "4", "--runs", str(tmp_path/"runs")]
+
+
+def lottery(*words, **settings): return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, **settings)
+
+
+def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
+    first = lottery(*words, "--json")
+    assert first.returncode == 0, first.stderr
+    line = json.loads(first.stdout.splitlines()[-1])
+    assert {"id", "folder", "task", "metric", "score", "full_score", "sparsity"} <= set(line)
+    assert abs(line["sparsity"] - .5) < 1e-3
+    folder = Path(line["folder"])
+    assert {"spec.json", "run.ipynb", "ticket", "result.json", "log.txt"} <= {p.name for p in folder.iterdir()}
+    again = lottery(*words, "--json")
+    assert again.returncode == 0 and "already done" in again.stdout
+    assert json.loads(again.stdout.splitlines()[-1]) == line
+    before = (folder/"result.json").read_bytes()
+    forced = lottery(*words, "--force")
+    assert forced.returncode == 0 and (folder/"result.json").read_bytes() == before
+    assert lottery("ticket", "verify", folder).returncode == 0
+    assert json.loads(lottery("ticket", "info", folder, "--json").stdout)["method"] == "omp"
+    table = json.loads(lottery("results", "--runs", tmp_path/"runs", "--format", "json").stdout)
+    assert [row["id"] for row in table] == [line["id"]]
+    assert "winning" in lottery("results", "--runs", tmp_path/"runs", "--summary").stdout
+    mask = folder/"ticket"/"mask.safetensors"
+    mask.write_bytes(mask.read_bytes()[:-1])
+    damaged = lottery("ticket", "verify", folder)
+    assert damaged.returncode == 2 and "mask.safetensors" in damaged.stderr
+
+
+def test_dry_run_writes_nothing(words, tmp_path, capsys):
+    assert main([*words, "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["method"] == "omp" and shown["max_steps"] == 4 and not (tmp_path/"runs").exists()
+
+
+BAD = {
+    "task": (["--task", "sst3"], "task must be one of"),
+    "method": (["--method", "opm"], "method must be one of"),
+    "parameter": (["--sparsty", "0.5"], "did you mean 'sparsity'"),
+    "sparsity": (["--sparsity", "1.0"], "sparsity must be in [0, 1), got 1.0"),
+    "number": (["--sparsity", "half"], "sparsity must be float, got 'half'"),
+    "missing value": (["--sparsity"], "--sparsity needs a value"),
+    "stray word": (["sst2"], "expected --FIELD VALUE, got 'sst2'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_words_end_with_one_sentence_and_2(name, words, tmp_path, capsys):
+    extra, message = BAD[name]
+    assert main([*words, *extra]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and said.count("\n") == 1
+    assert not (tmp_path/"runs").exists()
+
+
+@pytest.mark.parametrize("case, message", [(["run", "tocket"], "did you mean 'ticket'"), (["sweep", "no.yaml"], "no.yaml does not exist"), (["ticket", "info", "nowhere"], "nowhere does not exist"),
+                                           (["results", "--format", "xml"], "format must be one of"), (["fly"], "fly")])
+def test_other_commands_refuse_bad_input_alike(case, message, capsys):
+    assert main(case) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_input_found_inside_the_notebook_is_2_and_leaves_nothing(words, tmp_path):
+    missing = lottery(*words, "--task", "sst2", "--data-dir", tmp_path/"nowhere")
+    assert missing.returncode == 2 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr, missing.stderr
+    model = lottery(*words, "--model", tmp_path/"no_model")
+    assert model.returncode == 2 and "no_model" in model.stderr, model.stderr
+    assert [p.name for p in (tmp_path/"runs").glob("*/") if p.name != "stages"] == []
+
+
+def test_an_unwritable_runs_folder_is_2(words, tmp_path):
+    (tmp_path/"blocked").write_text("")
+    blocked = lottery(*words, "--runs", tmp_path/"blocked"/"runs")
+    assert blocked.returncode == 2 and "blocked" in blocked.stderr and "Traceback" not in blocked.stderr
+
+
+def test_a_full_disk_is_2(words, monkeypatch, capsys):
+    import lottery_nb.cli as cli
+
+    def full(*_, **__): raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(cli.Worker, "execute", full)
+    assert main(words) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_1_and_keeps_its_notebook(words, tiny_model, tmp_path, monkeypatch):
+    import shutil
+    broken = tmp_path/"broken"
+    shutil.copytree(tiny_model, broken)
+    (broken/"model.safetensors").write_bytes((tiny_model/"model.safetensors").read_bytes()[:-3000])
+    failed = lottery(*words, "--model", broken)
+    assert failed.returncode in (1, 2) and "Traceback" not in failed.stderr
+    if failed.returncode == 1: assert list((tmp_path/"runs").glob("*/run.ipynb"))
+
+
+def test_a_killed_run_resumes_to_the_same_result(words, tmp_path):
+    chain = [*words, "--method", "imp", "--sparsity", "0.3", "--max-steps", "30"]
+    process = subprocess.Popen([COMMAND, *chain], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stages = tmp_path/"runs"/"stages"
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(stages.glob("imp-*-s20-*")): time.sleep(.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path/"runs").glob("*/result.json"))
+    resumed = lottery(*chain, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = lottery(*chain[:-1], "30", "--runs", tmp_path/"whole", "--json")
+    assert whole.returncode == 0, whole.stderr
+    one, two = (Path(json.loads(done.stdout.splitlines()[-1])["folder"]) for done in (resumed, whole))
+    assert {p.name: p.read_bytes() for p in (one/"ticket").iterdir()} == {p.name: p.read_bytes() for p in (two/"ticket").iterdir()}
+    assert (one/"result.json").read_bytes() == (two/"result.json").read_bytes()
+
+
+def test_a_sweep_goes_on_after_a_failure_and_ends_with_1(tiny_model, tiny_data, tmp_path):
+    grid = tmp_path/"grid.yaml"
+    grid.write_text(f"template: ticket\ntask: [{tiny_data}, {tmp_path/'none.csv'}]\nmodel: {tiny_model}\nmethod: [omp, random]\nsparsity: 0.5\nmax_steps: 2\n")
+    done = lottery("sweep", grid, "--runs", tmp_path/"runs", "--workers", "2")
+    assert done.returncode == 1 and "2 of 4 runs failed" in done.stderr and "none.csv" in done.stderr
+    assert len(list((tmp_path/"runs").glob("*/result.json"))) == 2
+    assert lottery("sweep", grid, "--runs", tmp_path/"runs", "--dry-run").stdout.count("done") == 2
+
+
+def test_doctor_is_content_here(tmp_path, capsys):
+    assert main(["doctor", "--runs", str(tmp_path)]) == 0
+    assert "torch" in capsys.readouterr().out
+    (tmp_path/"file").write_text("")
+    assert main(["doctor", "--runs", str(tmp_path/"file"/"runs")]) == 1
+    assert "PROBLEM" in capsys.readouterr().out
+
+
+def test_help_names_every_field(capsys):
+    assert main(["run", "ticket", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in shown for name in TicketSpec().differing() | {"sparsity": 0, "rewind": 0, "max_train": 0} if name != "template")
