@@ -1,0 +1,187 @@
+"Pattern generator, CNN, training that survives a kill, rules, label files and the committed labels"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file
+from sklearn import metrics
+
+from lottery_nb import patterns
+from lottery_nb.files import BadInput
+from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map, train_cnn
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(CLASSES), length=st.integers(8, 128), seed=st.integers(0, 2 ** 32 - 1))
+def test_every_made_up_map_is_attention(name, length, seed):
+    one = synthetic_map(name, length, np.random.default_rng(seed))
+    assert one.shape == (length, length) and one.dtype == np.float32
+    assert one.min() >= 0 and np.isfinite(one).all()
+    np.testing.assert_allclose(one.sum(1), 1, atol=1e-5)
+
+
+def test_a_set_holds_every_class_and_many_lengths_and_is_the_same_again():
+    maps, names = synthetic(500, seed=4)
+    again, _ = synthetic(500, seed=4)
+    other, _ = synthetic(500, seed=5)
+    assert set(pd.Series(names).value_counts()) == {100}
+    assert min(map(len, maps)) < 11 and max(map(len, maps)) > 115
+    assert all(np.array_equal(a, b) for a, b in zip(maps, again)) and not any(a.shape == b.shape and np.array_equal(a, b) for a, b in zip(maps, other))
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), batch=st.integers(1, 8))
+def test_an_answer_depends_on_its_map_only(sizes, batch):
+    rng, cnn = np.random.default_rng(0), PatternCNN(3)
+    maps = [rng.dirichlet(np.ones(size), size) for size in sizes]
+    names, together = cnn.predict(maps, batch_size=batch)
+    np.testing.assert_allclose(together, np.concatenate([cnn.predict([one])[1] for one in maps]), atol=1e-5)
+    assert names == [CLASSES[i] for i in together.argmax(1)]
+
+
+def test_scale_does_not_matter_but_place_does():
+    "Norm-weighted maps are some multiple of attention; a diagonal moved aside is another picture"
+    cnn, one = PatternCNN(1), synthetic_map("diagonal", 30, np.random.default_rng(0))
+    np.testing.assert_allclose(cnn.predict([one])[1], cnn.predict([37 * one])[1], atol=1e-5)
+    assert np.abs(cnn.predict([one])[1] - cnn.predict([np.roll(one, 9, axis=1)])[1]).max() > 1e-4
+
+
+def test_the_architecture_is_the_papers():
+    convolutions = [(layer.in_channels, layer.out_channels, layer.kernel_size[0]) for layer in PatternCNN().body if isinstance(layer, torch.nn.Conv2d)]
+    assert convolutions == [(1, 16, 3), (16, 16, 3), (16, 32, 3), (32, 32, 3), (32, 64, 3), (64, 64, 3), (64, 16, 1), (16, 5, 1)]
+
+
+def test_no_maps_no_answers():
+    assert PatternCNN().predict([])[0] == []
+
+
+def test_an_all_zero_map_is_read():
+    assert np.isfinite(PatternCNN().predict([np.zeros((5, 5))])[1]).all()
+
+
+TRAINING = """
+import sys, time
+from lottery_nb.patterns import synthetic, train_cnn
+maps, names = synthetic(60, lengths=(8, 12))
+train_cnn(maps, names, sys.argv[1], epochs=6, after=lambda epoch, cnn: (print(epoch, flush=True), time.sleep(float(sys.argv[2]))))
+"""
+
+
+def test_kill_9_and_resume_gives_the_same_bytes(tmp_path):
+    run = lambda folder, pause: subprocess.Popen([sys.executable, "-c", TRAINING, str(tmp_path/folder), pause], stdout=subprocess.PIPE, text=True)
+    process = run("killed", "60")
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = run("killed", "0").communicate()[0]
+    assert again.split() == ["2", "3", "4", "5", "6"]
+    run("straight", "0").communicate()
+    assert (tmp_path/"killed"/"training.safetensors").read_bytes() == (tmp_path/"straight"/"training.safetensors").read_bytes()
+
+
+def test_saved_without_pickle_and_the_same_in_float64(tmp_path):
+    cnn, maps = PatternCNN(2), synthetic(5, lengths=(20, 30))[0]
+    cnn.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert set(load_file(tmp_path/"model.safetensors")) == set(cnn.state_dict())
+    twin = PatternCNN.load(tmp_path).double()
+    exact = np.concatenate([twin(patterns.prepare([one]).double()).softmax(-1).detach().numpy() for one in maps])
+    np.testing.assert_allclose(cnn.predict(maps)[1], exact, atol=1e-5)
+
+
+def test_figures_of_merit_are_sklearns():
+    rng = np.random.default_rng(0)
+    right, said = (list(rng.choice(CLASSES, 200)) for _ in range(2))
+    table = patterns.f1_table(right, said)
+    for average in ("macro", "weighted"): assert table.f1[average] == pytest.approx(metrics.f1_score(right, said, average=average))
+    assert table.maps["weighted"] == 200
+    assert patterns.f1_table(["block"], ["block"]).index.tolist() == ["block", "macro", "weighted"]
+
+
+def test_calibration_of_one_who_knows():
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(.5, 1, 20_000)
+    probabilities = np.zeros((20_000, 5)); probabilities[:, 1], probabilities[:, 0] = sure, 1 - sure
+    names = np.where(rng.random(20_000) < sure, "diagonal", "vertical")
+    table = patterns.calibration(list(names), probabilities)
+    np.testing.assert_allclose(table.right, table.probability, atol=.03)
+
+
+def test_study_looks_at_the_test_set_once(monkeypatch):
+    maps, names = synthetic(60, lengths=(8, 12))
+    _, test = patterns.train_test_split(np.arange(60), test_size=.2, random_state=0, stratify=names)
+    held_out, trained = {maps[i].tobytes() for i in test}, []
+    original = patterns.train_cnn
+    monkeypatch.setattr(patterns, "train_cnn", lambda some, *args, **options: trained.extend(one.tobytes() for one in some) or original(some, *args, **options))
+    result = patterns.study(maps, names, folds=2, epochs=1)
+    assert not held_out & set(trained) and result["table"].maps["weighted"] == 12
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 40), seed=st.integers(0, 999), scale=st.floats(1e-6, 1e6))
+def test_a_packed_map_comes_back(length, seed, scale):
+    one = (scale * np.random.default_rng(seed).random((length, length)) ** 4).astype(np.float32)
+    back = patterns.unpack_map(patterns.pack_map(one))
+    np.testing.assert_allclose(np.sqrt(back / one.max()), np.sqrt(one / one.max()), atol=.51 / 255 + 1e-4)
+
+
+def record(**changes):
+    return dict(model="toy", task="films", row=1, kind="raw", layer=0, head=2, special="0 9", map=patterns.pack_map(np.eye(10)), label="diagonal") | changes
+
+
+def test_csv_and_json_lines_say_the_same(tmp_path):
+    rows = [record(), record(head=3, special="0 4 9", label="block")]
+    pd.DataFrame(rows).to_csv(tmp_path/"a.csv", index=False)
+    for row in rows: patterns.append_record(tmp_path/"a.jsonl", row)
+    csv, lines = (patterns.read_records(tmp_path/name) for name in ("a.csv", "a.jsonl"))
+    assert [patterns.identity(row) for row in csv] == [patterns.identity(row) for row in lines]
+    assert all(np.array_equal(a["map"], b["map"]) for a, b in zip(csv, lines))
+    assert patterns.roles(csv[1])[1].tolist() == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(label="diag"), "did you mean 'diagonal'"), (dict(label=None), "label of record 1"), (dict(map=None), "has no map"),
+    (dict(map="10:1:AAAA"), "cannot be read"), (dict(layer=None), "has no layer"),
+])
+def test_bad_records(tmp_path, changes, message):
+    patterns.append_record(tmp_path/"a.jsonl", record(**changes))
+    with pytest.raises(BadInput, match=message): patterns.read_records(tmp_path/"a.jsonl")
+
+
+LABELLING = """
+import sys, time
+from lottery_nb.patterns import append_record
+for i in range(10 ** 6): append_record(sys.argv[1], {"number": i, "filling": "x" * 3000})
+"""
+
+
+def test_killed_while_labelling_loses_nothing_that_was_answered(tmp_path):
+    path = tmp_path/"labels.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", LABELLING, str(path)])
+    while not path.exists() or path.stat().st_size < 20_000: time.sleep(.01)
+    process.kill()
+    process.wait()
+    before = list(patterns.json_lines(path))
+    patterns.append_record(path, {"number": -1})
+    after = list(patterns.json_lines(path))
+    assert [row["number"] for row in before] == list(range(len(before)))
+    assert after[:-1] == before and after[-1] == {"number": -1}
+
+
+def test_kappa_of_two_annotators_is_statsmodels():
+    from statsmodels.stats.inter_rater import cohens_kappa
+    rng = np.random.default_rng(0)
+    first = [record(head=i, label=str(label)) for i, label in enumerate(rng.choice(CLASSES, 80))]
+    second = [one | dict(label=one["label"] if rng.random() < .7 else str(rng.choice(CLASSES))) for one in first[::-1]][5:]
+    result = patterns.agreement(first, second)
+    assert result["maps"] == 75
+    assert result["kappa"] == pytest.approx(cohens_kappa(result["table"].to_numpy()).kappa)
