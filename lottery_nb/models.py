@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
+import datasets
 import torch
 from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer,
                           PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
@@ -56,13 +57,14 @@ def hub_name(
 # %% ../nbs/08_models.ipynb #d30c0a46
 @contextmanager
 def quiet() -> Iterator[None]:
-    "Silence transformers' load report and progress bars; errors stay errors"
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
+    "Silence the load report and the progress bars of transformers and datasets; errors stay errors"
+    level, bars, data_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+    logging.set_verbosity_error(); logging.disable_progress_bar(); datasets.disable_progress_bars()
     try: yield
     finally:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
+        if data_bars: datasets.enable_progress_bars()
 
 # %% ../nbs/08_models.ipynb #dae8d46d
 def load_tokenizer(

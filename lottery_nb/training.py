@@ -11,6 +11,7 @@ __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'EVALUATION_BATCH',
 # %% ../nbs/09_training.ipynb #ccd7c543
 import math
 import os
+import shutil
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model as read_weights, save_file, save_model as write_weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer,
                           TrainerCallback, TrainerControl, TrainerState, TrainingArguments)
 
-from .files import BadInput, atomic, read_json, remove, seal, verify, write_json
+from .files import BadInput, atomic, read_json, seal, verify, write_json
 from .masks import Mask, hold
 from .models import check_length, quiet
 from .spec import RunSpec
@@ -70,7 +71,8 @@ def encoded(
     "The features of one split, encoded on first use"
     known = ENCODED.setdefault(data[split], {})
     key = (task, spec.model, spec.max_length, spec.max_train, spec.max_eval)
-    if key not in known: known[key] = encode_splits(spec, task, {split: data[split]}, tokenizer)[split]
+    if key not in known:
+        with quiet(): known[key] = encode_splits(spec, task, {split: data[split]}, tokenizer)[split]
     return known[key]
 
 # %% ../nbs/09_training.ipynb #3f2023e3
@@ -95,7 +97,7 @@ def mask_tokens(
 ) -> tuple[Tensor, Tensor]:              # tokens with masks [batch, length], labels [batch, length]: the true token where predicted, else -100
     "Mask tokens for MLM: 80 % [MASK], 10 % random, 10 % unchanged (Devlin et al. 2019)"
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
-    collate.generator = torch.Generator().manual_seed(seed << 32 | step)
+    collate.generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
     special = torch.isin(ids.cpu(), torch.tensor(tokenizer.all_special_ids))
     masked, labels = collate.torch_mask_tokens(ids.cpu().clone(), special_tokens_mask=special)
     return masked.to(ids.device), labels.to(ids.device)
@@ -129,7 +131,7 @@ def save_weights(
     path: str | Path,  # a safetensors file to write
 ) -> Path:             # the file
     "Write a model's weights, tied ones once; equal weights give equal bytes"
-    with atomic(path) as temp: write_weights(net, str(temp))
+    with atomic(path) as temp: save_file({name: weights.detach().contiguous() for name, weights in net.named_parameters()}, temp)
     return Path(path)
 
 # %% ../nbs/09_training.ipynb #d3351bfe
@@ -138,8 +140,11 @@ def load_weights(
     path: str | Path,  # a file of `save_weights`
 ) -> nn.Module:        # the same model
     "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
-    try: read_weights(net, str(path))
-    except (OSError, SafetensorError, RuntimeError) as error: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}: {str(error)[:200]}") from None
+    try: saved = load_file(path)
+    except (OSError, SafetensorError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
+    own = dict(net.named_parameters())
+    if {name: w.shape for name, w in saved.items()} != {name: w.shape for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
+    for name, weights in own.items(): weights.data.copy_(saved[name])
     return net
 
 # %% ../nbs/09_training.ipynb #9c853325
@@ -149,7 +154,7 @@ def last_checkpoint(
     "Find what to resume from; a torn or damaged checkpoint is passed over"
     for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try: return str(verify(checkpoint))
-        except BadInput: remove(checkpoint)
+        except BadInput: shutil.rmtree(checkpoint)
 
 # %% ../nbs/09_training.ipynb #e30f13a0
 class PlainTrainer(Trainer):
@@ -331,8 +336,9 @@ def finetune(
         callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(net, mask) if mask is not None else nullcontext(), repeatable(), quiet(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False).cpu().eval().zero_grad()
-    for checkpoint in folder.glob("checkpoint-*"): remove(checkpoint)
+    for left in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
+    net.cpu().eval().zero_grad()
+    for checkpoint in folder.glob("checkpoint-*"): shutil.rmtree(checkpoint)
     return Training(history(trainer), length, folder/"snapshot.safetensors" if snapshot_at else None)
 
 # %% ../nbs/09_training.ipynb #aab67d76
@@ -388,5 +394,6 @@ def evaluate(
         features = encoded(spec, task, data, tokenizer, split)
         made = predict(net, task, features, tokenizer)
         made = np.moveaxis(made, -1, 0) if task.kind == "span" else made
-        scores |= score(task, decode(task, made, data[split], tokenizer, spec.max_length), references(task, data[split], features), split)
+        with quiet(): predictions = decode(task, made, data[split], tokenizer, spec.max_length)
+        scores |= score(task, predictions, references(task, data[split], features), split)
     return scores
