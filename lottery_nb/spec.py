@@ -200,7 +200,7 @@ class StructuredSpec(RunSpec):
     importance: str = "per_example"   # per_example, per_batch or as_released (gradients never zeroed, B8)
     draw: str = "equal"               # random gates: equal in number to the good ones, or bernoulli (as released, D17)
     keep_bias: bool = True            # keep the bias of an attention that lost all heads (as released: false, D16)
-    rule_metric: str = ""             # score to hold; empty = the task's own (as released for stsb: corr, D14)
+    rule_metric: str = ""             # score to hold; empty: the task's own (as released for stsb: corr, D14)
     super_seeds: int = 0              # good: what survives in each of the seeds 0 to n - 1 (super-survivors); 0: in this seed
     start: str = "pretrained"         # weights that are retrained: pretrained, reinit, shuffle-layers, shuffle-within
     retrain_epochs: float = None      # passes over the training set when retraining; None: `epochs`
@@ -228,7 +228,7 @@ class MagnitudeSpec(RunSpec):
     threshold: float = 0.9            # share of the full model's dev score to hold, in (0, 1]
     step: float = 0.1                 # share of the remaining weights pruned per iteration, without retraining
     iterations: int = None            # at most so many, the last one thrown away (as released: 10, D12); None: while the score holds
-    rule_metric: str = ""             # score to hold; empty = the task's own (as released for stsb: corr, D14)
+    rule_metric: str = ""             # score to hold; empty: the task's own (as released for stsb: corr, D14)
     bad: str = "sampled"              # bad mask: sampled from what did not survive (paper), or largest weights pruned (as released, D13)
 
     template = "magnitude"

@@ -6,9 +6,10 @@
 __all__ = ['Spec', 'close_least', 'without_least', 'Step', 'Search', 'stages_of', 'prune_gates', 'bar_of', 'run_stage',
            'remember', 'draw', 'random_gates', 'bad_gates', 'super_survivors', 'super_bad', 'super_random',
            'prune_weights', 'weight_masks', 'survival_shares', 'gates_mask', 'fine_tuned', 'judge', 'rule_score',
-           'dev_batches', 'measures', 'steps_table', 'mlp_ratio', 'search', 'found_gates', 'first_importance',
-           'subnets', 'retraining', 'retrain_gates', 'outcomes', 'baseline', 'comparison', 'gates_result',
-           'gates_ticket', 'weight_search', 'masked', 'found_masks', 'retrain_mask', 'masks_result', 'mask_ticket']
+           'dev_batches', 'measures', 'steps_table', 'mlp_ratio', 'search', 'search_steps', 'found_gates',
+           'first_importance', 'compared_gates', 'retraining', 'retrain_gates', 'outcomes', 'baseline', 'comparison',
+           'gates_result', 'gates_ticket', 'weight_search', 'masked', 'compared_masks', 'retrain_mask', 'masks_result',
+           'mask_ticket']
 
 # %% ../nbs/14_structured.ipynb #715905b7
 import copy
@@ -368,14 +369,21 @@ def search(
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
     return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.differing() | {n: getattr(spec, n) for n in names}, root), make)
 
-# %% ../nbs/14_structured.ipynb #b9eee380
+# %% ../nbs/14_structured.ipynb #7225ef7e
+def search_steps(
+    folder: Path,      # of `search` or `weight_search`
+) -> pd.DataFrame:     # one row per attempt
+    "The journal of a search"
+    return pd.read_parquet(folder/"steps.parquet")
+
+# %% ../nbs/14_structured.ipynb #6749f9bf
 def found_gates(
     folder: Path,    # of `search`
 ) -> Gates:          # the last accepted gates
     "What a search found"
     return Gates.from_json(read_json(folder/"gates.json"))
 
-# %% ../nbs/14_structured.ipynb #6749f9bf
+# %% ../nbs/14_structured.ipynb #c757dc8b
 def first_importance(
     folder: Path,    # of `search`
 ) -> Importance:     # of the full model's gates, normalised
@@ -383,8 +391,8 @@ def first_importance(
     measured = read_json(folder/"importance.json")
     return normalised(Importance(*map(np.array, measured[max(measured, key=lambda bits: bits.count("1"))])))
 
-# %% ../nbs/14_structured.ipynb #5a7a4836
-def subnets(
+# %% ../nbs/14_structured.ipynb #84e36cc3
+def compared_gates(
     spec: StructuredSpec,             # the run
     root: str | Path | None = None,   # folder of all runs
 ) -> dict[str, Gates]:                # good, random, bad
@@ -395,7 +403,7 @@ def subnets(
     good = found_gates(search(spec, root))
     return {"good": good, "random": random_gates(good, spec.seed, spec.draw == "equal"), "bad": bad_gates(good, spec.seed)}
 
-# %% ../nbs/14_structured.ipynb #3d6931f2
+# %% ../nbs/14_structured.ipynb #6340bab3
 def retraining(
     spec: StructuredSpec,   # the run
 ) -> RunSpec:               # the training of its subnetworks
@@ -403,7 +411,7 @@ def retraining(
     target = target_spec(spec)
     return replace(target, epochs=spec.retrain_epochs, max_steps=None) if spec.retrain_epochs else target
 
-# %% ../nbs/14_structured.ipynb #6340bab3
+# %% ../nbs/14_structured.ipynb #572658e0
 def retrain_gates(
     spec: StructuredSpec,             # the run
     gates: Gates,                     # the subnetwork
@@ -420,7 +428,7 @@ def retrain_gates(
         train_into(partial, small, retraining(spec))
     return stage(stage_folder(f"gates-{slugged(target.task)}-r{target.seed}", key, root), make)
 
-# %% ../nbs/14_structured.ipynb #8f3a9572
+# %% ../nbs/14_structured.ipynb #edaa154e
 def outcomes(
     spec: Spec,                 # the run
     folders: dict[str, Path],   # kind of subnetwork → folder with pruned.json and scores.json
@@ -431,7 +439,7 @@ def outcomes(
     rows = {kind: [sizes[kind], *(read_json(folder/name)[metric] for name in ("pruned.json", "scores.json"))] for kind, folder in folders.items()}
     return pd.DataFrame(rows, index=["size", "pruned", "retrained"]).T
 
-# %% ../nbs/14_structured.ipynb #7944a109
+# %% ../nbs/14_structured.ipynb #bbcfd601
 def baseline(
     spec: Spec,    # the run
 ) -> float:        # primary metric of a guess that does not read its input
@@ -441,7 +449,7 @@ def baseline(
     split = task.evaluation[0]
     return majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
 
-# %% ../nbs/14_structured.ipynb #bbcfd601
+# %% ../nbs/14_structured.ipynb #c7d504d2
 def comparison(
     spec: Spec,                       # the run
     folders: dict[str, Path],         # good, random, bad → folder with pruned.json and scores.json
@@ -455,7 +463,7 @@ def comparison(
     return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template], "metric": metric, "score": good[metric],
             "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good, "full_scores": full, "majority": baseline(spec)} | flat
 
-# %% ../nbs/14_structured.ipynb #c7d504d2
+# %% ../nbs/14_structured.ipynb #48dfdc61
 def gates_result(
     spec: StructuredSpec,             # the run
     kinds: dict[str, Gates],          # good, random, bad
@@ -469,7 +477,7 @@ def gates_result(
     remark = {"remark": "every head and MLP was pruned away: the score holds without them"} if gone and not spec.super_seeds else {}
     return comparison(spec, folders, sizes, root) | counts | remark | {"gates": {kind: gates.to_json() for kind, gates in kinds.items()}}
 
-# %% ../nbs/14_structured.ipynb #8559b152
+# %% ../nbs/14_structured.ipynb #30bf2b5a
 def gates_ticket(
     spec: StructuredSpec,   # the run
     gates: Gates,           # usually the good ones
@@ -480,7 +488,7 @@ def gates_ticket(
     about = dict(method="s-pruning", pool="encoder", source=spec.task, seed=spec.seed, prune=spec.prune, threshold=spec.threshold, super_seeds=spec.super_seeds)
     return Ticket(mask, provenance_of(model, mask, model=spec.model, **about, gates=gates.to_json()))
 
-# %% ../nbs/14_structured.ipynb #4df7df95
+# %% ../nbs/14_structured.ipynb #e46c35c2
 def weight_search(
     spec: MagnitudeSpec,              # the run; only fields that the search depends on count
     root: str | Path | None = None,   # folder of all runs
@@ -498,7 +506,7 @@ def weight_search(
         with atomic(partial/"steps.parquet") as temp: steps.to_parquet(temp)
     return stage(stage_folder(f"mpruning-{slugged(target.task)}-r{target.seed}", key, root), make)
 
-# %% ../nbs/14_structured.ipynb #e46c35c2
+# %% ../nbs/14_structured.ipynb #1e99da6f
 def masked(
     model: PreTrainedModel,   # fine-tuned; left as it is
     pool: str,                # which weights
@@ -509,8 +517,8 @@ def masked(
     if sparsity: hold(twin, topk_mask(magnitude(prunable(model, pool)), sparsity)).release()
     return twin
 
-# %% ../nbs/14_structured.ipynb #17eb4f52
-def found_masks(
+# %% ../nbs/14_structured.ipynb #29bdcac9
+def compared_masks(
     spec: MagnitudeSpec,              # the run
     root: str | Path | None = None,   # folder of all runs
 ) -> dict[str, Mask]:                 # good, random, bad: equal in size
@@ -518,11 +526,11 @@ def found_masks(
     sparsity = read_json(weight_search(spec, root)/"sparsity.json")
     return weight_masks(prunable(fine_tuned(spec, root), spec.pool), sparsity, spec.seed, spec.bad)
 
-# %% ../nbs/14_structured.ipynb #29bdcac9
+# %% ../nbs/14_structured.ipynb #913288e9
 def retrain_mask(
     spec: MagnitudeSpec,              # the run
     kind: str,                        # good, random or bad
-    mask: Mask,                       # from `found_masks`
+    mask: Mask,                       # from `compared_masks`
     root: str | Path | None = None,   # folder of all runs
 ) -> Path:                            # stage folder: pruned.json and scores.json (metric → value), history.parquet
     "Score the pruned model, then retrain the mask from pre-trained weights"
@@ -535,7 +543,7 @@ def retrain_mask(
     key = {"full": target.differing(), "kind": kind, "mask": short_hash({name: bits.tolist() for name, bits in mask.pack().items()}, 16)}
     return stage(stage_folder(f"mask-{kind}-{slugged(target.task)}-r{target.seed}", key, root), make)
 
-# %% ../nbs/14_structured.ipynb #913288e9
+# %% ../nbs/14_structured.ipynb #0e993037
 def masks_result(
     spec: MagnitudeSpec,              # the run
     masks: dict[str, Mask],           # good, random, bad
@@ -546,7 +554,7 @@ def masks_result(
     heads, mlps = survival_shares(masks["good"], fine_tuned(spec, root).config.num_attention_heads)
     return comparison(spec, folders, {kind: mask.density for kind, mask in masks.items()}, root) | {"head_shares": heads.tolist(), "mlp_shares": mlps.tolist()}
 
-# %% ../nbs/14_structured.ipynb #30b31e53
+# %% ../nbs/14_structured.ipynb #a46b2573
 def mask_ticket(
     spec: MagnitudeSpec,   # the run
     mask: Mask,            # usually the good one
