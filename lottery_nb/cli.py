@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'run',
-           'sweep_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder', 'doctor',
-           'checks', 'device_check', 'folder_check', 'data_check', 'main']
+           'sweep_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder',
+           'agreement_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check', 'main']
 
 # %% ../nbs/20_cli.ipynb #b2b35257
 import inspect
@@ -187,6 +187,21 @@ def ticket_folder(
     return path/"ticket" if (path/"ticket").is_dir() else path
 
 # %% ../nbs/20_cli.ipynb #b1a88fdf
+@app.command("agreement")
+def agreement_command(
+    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as JSON, plain or .gz.")],
+    kind: Annotated[str, typer.Option(help="Which masks of the file, or what the runs pruned: heads_mlps, heads, mlps.")] = "heads_mlps",
+    draws: Annotated[int, typer.Option(help="Permutations of each null.", min=1)] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="One line: an object per task, full precision.")] = False,
+):
+    "Say how far seeds agree on the heads and MLPs that survive."
+    from lottery_nb.compare import MEANING, agreement_table, agreements, read_masks
+    found = agreements(read_masks(path, kind), draws)
+    if as_json: return typer.echo(json.dumps(found))
+    typer.echo(agreement_table(found).to_string())
+    typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))
+
+# %% ../nbs/20_cli.ipynb #1fcae52a
 @app.command()
 def doctor(runs: Runs = None):
     "Say what is installed, where data and runs lie, and what is missing."
@@ -194,7 +209,7 @@ def doctor(runs: Runs = None):
     typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
     if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
-# %% ../nbs/20_cli.ipynb #1fcae52a
+# %% ../nbs/20_cli.ipynb #8a285c98
 def checks(
     runs: str | None = None,               # folder of all runs
 ) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
@@ -206,14 +221,14 @@ def checks(
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
     return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
 
-# %% ../nbs/20_cli.ipynb #8a285c98
+# %% ../nbs/20_cli.ipynb #68301707
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
     import torch
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return "device", True, name
 
-# %% ../nbs/20_cli.ipynb #68301707
+# %% ../nbs/20_cli.ipynb #14757cdf
 def folder_check(
     name: str,      # what the folder is for
     folder: Path,   # where it is
@@ -226,7 +241,7 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
-# %% ../nbs/20_cli.ipynb #14757cdf
+# %% ../nbs/20_cli.ipynb #84a1f066
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
     import os
@@ -234,7 +249,7 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
 
-# %% ../nbs/20_cli.ipynb #9cec87ae
+# %% ../nbs/20_cli.ipynb #f92c3a49
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code

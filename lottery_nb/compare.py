@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
            'mean_jaccard', 'null', 'agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
-           'entry_gates', 'run_masks', 'overlap', 'correlation', 'transfer', 'transfer_to_full', 'transfer_to_own']
+           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'correlation', 'transfer',
+           'transfer_to_full', 'transfer_to_own']
 
 # %% ../nbs/17_compare.ipynb #b6a775ef
 import gzip
@@ -220,9 +221,33 @@ def run_masks(
         if seed in masks.setdefault(task, {}): raise BadInput(f"{folder} holds two runs of task {task}, seed {seed}: agreement needs runs that differ in their seed only; give each setting its own folder")
         masks[task][seed] = Gates.from_json(result["gates"]["good"])
     if not masks: raise BadInput(f"{folder} holds no finished structured runs that pruned {kind}")
-    return masks
+    return {task: dict(sorted(by_seed.items(), key=lambda item: int(item[0]))) for task, by_seed in masks.items()}
 
 # %% ../nbs/17_compare.ipynb #83bb0c99
+def agreements(
+    masks: dict[str, dict[str, Gates]],    # task → seed → gates
+    draws: int = 1000,                     # permutations of each null
+    seed: int = 0,                         # of the permutations
+) -> dict[str, dict]:                      # task → `agreement`
+    "Agreement of the seeds of every task"
+    for task, by_seed in masks.items():
+        if len(by_seed) < 2: raise BadInput(f"agreement needs at least two seeds of task {task}, got {len(by_seed)}")
+    return {task: agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items()}
+
+# %% ../nbs/17_compare.ipynb #4cebb6f9
+def agreement_table(
+    found: dict[str, dict],    # task → `agreement`
+) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard with the 95 % range of their nulls, Q with both p-values
+    "The statistics of every task, for reading"
+    said = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
+    ranged = lambda value, null: said(value) if null is None else f"{said(value)} [{said(null['low'])}, {said(null['high'])}]"
+    return pd.DataFrame({task: {
+        "heads": " ".join(map(str, f["heads"])), "MLPs": " ".join(map(str, f["mlps"])), "weights": f"{100 * f['weight_share']:.0f} %",
+        "kappa [null]": ranged(f["kappa"], f["kappa_null"]), "Jaccard [null]": ranged(f["jaccard"], f["jaccard_null"]),
+        "Q": said(f["cochran_q"], 1), "p": said(f["cochran_p"], 3), "p permuted": said((f["cochran_q_null"] or {}).get("p"), 3),
+        "super heads": f["super_heads"], "super MLPs": f["super_mlps"]} for task, f in found.items()}).T
+
+# %% ../nbs/17_compare.ipynb #329fef59
 def overlap(
     masks: dict[str, dict[str, Gates]],    # task → seed → gates; the same seeds for all tasks
     member: str = "heads",                 # heads or mlps
@@ -235,7 +260,7 @@ def overlap(
     rows = [(a, b, (x & y).sum(1), x.sum(1) * y.sum(1) / x.shape[1]) for a, x in kept.items() for b, y in kept.items()]
     return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean()) for a, b, common, expected in rows])
 
-# %% ../nbs/17_compare.ipynb #4b357fcf
+# %% ../nbs/17_compare.ipynb #e00ef810
 def correlation(
     survivors: np.ndarray,    # survival per head: bool, or share of seeds; any shape
     values: np.ndarray,       # anything per head, same shape
@@ -251,7 +276,7 @@ def correlation(
     low, high = np.quantile(shuffled, (.025, .975))
     return {"r": r, "low": float(low), "high": float(high), "p": float((1 + (np.abs(shuffled) >= abs(r) - 1e-12).sum()) / (1 + draws))}
 
-# %% ../nbs/17_compare.ipynb #000cf614
+# %% ../nbs/17_compare.ipynb #ba136107
 def transfer(
     tickets: pd.DataFrame,    # one row per run: source ("" = task), task, score
 ) -> pd.DataFrame:            # mean score over runs; rows: source, columns: task
@@ -261,7 +286,7 @@ def transfer(
     source = tickets["source"].where(tickets["source"] != "", tickets["task"])
     return tickets.assign(source=source).pivot_table("score", "source", "task", "mean")
 
-# %% ../nbs/17_compare.ipynb #e00ef810
+# %% ../nbs/17_compare.ipynb #d71d640d
 def transfer_to_full(
     tickets: pd.DataFrame,          # one row per run: source, task, score
     dense: pd.DataFrame,            # runs of the full model: task, score
@@ -276,7 +301,7 @@ def transfer_to_full(
     wins = pd.DataFrame([[dark.get((s, t), False) for t in matrix.columns] for s in matrix.index], matrix.index, matrix.columns)
     return matrix - pd.Series({t: fmean(scores) for t, scores in full.items()})[matrix.columns], wins
 
-# %% ../nbs/17_compare.ipynb #1b265854
+# %% ../nbs/17_compare.ipynb #150323cb
 def transfer_to_own(
     tickets: pd.DataFrame,    # one row per run: source, task, score
 ) -> tuple[pd.DataFrame, pd.Series]:   # TRANSFER(S, T) - TRANSFER(T, T), and per source the number of targets where it is ≥ 0
