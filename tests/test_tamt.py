@@ -1,0 +1,414 @@
+"""Mask training against a plain twin, finite differences, brute-force selection, and kill -9."""
+import copy
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+from torch.func import functional_call
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, RobertaConfig, RobertaForMaskedLM
+
+from lottery_nb.files import BadInput
+from lottery_nb.masks import Mask, hold
+from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters, initial_scores,
+                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, start_mask, train_mask)
+from lottery_nb.tasks import fixed_masks
+from lottery_nb.weights import prunable
+
+SIZE = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, initializer_range=.1)
+POOLS = ("encoder", "encoder+embeddings", "encoder+biases")
+
+
+def with_biases(model):
+    "A random model whose biases are not zero"
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"): p.normal_(0, .05)
+    return model
+
+
+def bert(**changes):
+    torch.manual_seed(0)
+    return with_biases(BertForMaskedLM(BertConfig(**SIZE | changes)))
+
+
+def roberta(**changes):
+    torch.manual_seed(0)
+    return with_biases(RobertaForMaskedLM(RobertaConfig(**SIZE | dict(pad_token_id=1, bos_token_id=0, eos_token_id=2) | changes)))
+
+
+class Words:
+    "A tokenizer of numbers: what the library asks of one"
+    mask_token, mask_token_id, pad_token_id, all_special_ids = "[MASK]", 4, 0, [0, 1, 2, 3, 4]
+
+    def __len__(self): return SIZE["vocab_size"]
+    def convert_tokens_to_ids(self, token): return self.mask_token_id
+
+
+TEXT = torch.randint(5, 60, (64, 16), generator=torch.Generator().manual_seed(0))
+
+
+def frozen(model, head=True):
+    model.requires_grad_(False)
+    for p in head_parameters(model).values(): p.requires_grad_(head)
+    return model
+
+
+def training(model, **settings):
+    settings = MaskSettings(**dict(steps=50, batch_size=8) | settings)
+    return MaskTraining(frozen(model, "mlm" in settings.objective).train(), TEXT, Words(), settings)
+
+
+# selection
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(-4, 4), min_size=1, max_size=12), min_size=1, max_size=4), st.data())
+def test_cuts_keep_exactly_so_many(values, data):
+    "Against a stable sort; few distinct values, so that ties are everywhere"
+    scores = {str(i): torch.tensor(row, dtype=torch.float32) / 100 for i, row in enumerate(values)}
+    total = sum(map(len, values))
+    keep, absolute = data.draw(st.integers(0, total)), data.draw(st.booleans())
+    near, reach = Cut(data.draw(st.integers(-5, 5)) / 100, absolute=absolute), data.draw(st.sampled_from([0., .011, .05, float("inf")]))
+    cuts = exact_cuts(scores, keep, near, reach)
+    kept = torch.cat([binarise(scores[name], cuts[name]) for name in scores])
+    flat = torch.cat(list(scores.values()))
+    order = (flat.abs() if absolute else flat).argsort(descending=True, stable=True)
+    assert kept.nonzero().flatten().tolist() == sorted(order[:keep].tolist())
+
+
+def test_rows_are_binarised_like_the_whole():
+    score = torch.randint(0, 3, (7, 5)).float()
+    rows = torch.tensor([6, 0, 3])
+    for ties in (None, 0, 11, 34, 35):
+        assert torch.equal(binarise(score, Cut(1., ties), rows), binarise(score, Cut(1., ties))[rows])
+
+
+def test_the_released_comparison_loses_ties():
+    "D6: `>` prunes every score that equals the threshold; the tie rule keeps the count"
+    score = torch.tensor([.02] * 5 + [.00] * 5)
+    cut = exact_cuts({"s": score}, 3, Cut(.01))["s"]
+    assert int(binarise(score, cut).sum()) == 3
+    assert int(binarise(score, replace(cut, ties=0)).sum()) == 0
+
+
+# gradients
+
+
+def score_gradients(model, scores, batch, settings, plain):
+    for p in scores.values.values(): p.grad = None
+    torch.manual_seed(1)
+    sum(objective_losses(model, scores, batch, settings, plain=plain).values()).backward()
+    return {name: p.grad.clone() for name, p in scores.values.items()}
+
+
+@pytest.mark.parametrize("make", [bert, roberta])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("decoder", ["input", "both"])
+@pytest.mark.parametrize("objective", ["mlm", "kd", "mlm+kd+attention"])
+def test_fast_and_plain_paths_agree(make, pool, decoder, objective):
+    model = make()
+    if "attention" in objective: model.set_attn_implementation("eager")
+    way = training(model, objective=objective, pool=pool, decoder=decoder)
+    batch = draw_batch(TEXT, 0, 8, 0, Words())
+    fast, plain = (score_gradients(way.model, way.scores, batch, way.settings, plain) for plain in (False, True))
+    for name in fast:
+        assert (fast[name] - plain[name]).abs().max() <= 1e-6, name
+        assert fast[name].abs().max() > 0, name
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_fast_path_against_a_float64_twin(pool):
+    way = training(bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.), objective="mlm+kd", pool=pool)
+    twin = copy.deepcopy(way.model).double()
+    double = Scores({name: p.detach().double() for name, p in way.scores.values.items()}, .7)
+    double.cuts = {name: Cut(.01) for name in double.cuts}
+    batch = draw_batch(TEXT, 0, 8, 0, Words())
+    single, exact = score_gradients(way.model, way.scores, batch, way.settings, False), score_gradients(twin, double, batch, way.settings, True)
+    assert max((single[name] - exact[name]).abs().max() for name in single) <= 1e-6
+
+
+@pytest.mark.parametrize("objective", ["mlm", "kd"])
+def test_gradients_against_finite_differences_of_the_relaxed_problem(objective):
+    "dL/dS is the slope of L(M∘W) in M taken as real numbers (both sides of a tied embedding by `functional_call`: so the encoder pool here)"
+    model = frozen(bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.).double().eval())
+    scores = Scores({name: value.double() for name, value in initial_scores(start_mask(prunable(model), .5)).items()}, .5)
+    batch, settings = draw_batch(TEXT, 0, 8, 0, Words()), MaskSettings(objective=objective)
+    grads = score_gradients(model, scores, batch, settings, False)
+    mask = {name: kept.double() for name, kept in scores.mask().items()}
+    inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+
+    @torch.no_grad()
+    def relaxed(real):
+        weights = {name.removeprefix("bert."): prunable(model)[name] * m for name, m in real.items()}
+        student, teacher = functional_call(model.bert, weights, kwargs=inputs), model.bert(**inputs)
+        weight = batch | {"weight": batch["attention_mask"].double()}
+        return (mlm_term(student, None, batch, mlm_head(model)) if objective == "mlm" else kd_term(student, teacher, weight, None)).item()
+
+    generator = np.random.default_rng(0)
+    for name in list(mask)[::3]:
+        for _ in range(3):
+            place, step = tuple(generator.integers(size) for size in mask[name].shape), 1e-5
+            values = []
+            for sign in (1, -1):
+                moved = mask[name].clone()
+                moved[place] += sign * step
+                values.append(relaxed(mask | {name: moved}))
+            assert abs((values[0] - values[1]) / (2 * step) - grads[name][place].item()) < 1e-8
+
+
+def test_embedding_gradients_touch_only_words_of_the_batch():
+    weight, score = torch.randn(50, 4), torch.randn(50, 4).requires_grad_()
+    ids = torch.tensor([[3, 7], [7, 0]])
+    masked_embedding(ids, weight, score, Cut(0.), padding=0).sum().backward()
+    assert score.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 7]
+
+
+def test_decoder_side():
+    "`input` leaves the tied decoder whole (as released), `both` equals a model whose embedding is pruned in place"
+    model = frozen(bert().eval())
+    scores = Scores(initial_scores(start_mask(prunable(model, "encoder+embeddings"), .5)), .5)
+    held = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in prunable(held, "encoder+embeddings").items(): weight.mul_(scores.mask()[name])
+        with masked_forward(model, scores, "both"): both = model(input_ids=TEXT[:4]).logits
+        with masked_forward(model, scores, "input"): one = model(input_ids=TEXT[:4])
+        assert torch.allclose(both, held(input_ids=TEXT[:4]).logits, atol=1e-6)
+        assert not torch.allclose(one.logits, both, atol=1e-3)
+        hidden = held.bert(input_ids=TEXT[:4]).last_hidden_state
+        assert torch.allclose(one.logits, model.cls(hidden), atol=1e-5)
+
+
+# training
+
+
+@pytest.mark.parametrize("objective", ["mlm", "kd", "mlm+kd"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_fast_and_plain_trajectories_agree(objective, pool):
+    ways = [training(bert(hidden_dropout_prob=0.), objective=objective, pool=pool, decoder="both", learning_rate=1e-4) for _ in range(2)]
+    for _ in range(5): ways[0].advance(); ways[1].advance(plain=True)
+    for term in objective.split("+"):
+        assert [row[term] for row in ways[0].history] == pytest.approx([row[term] for row in ways[1].history], abs=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["matrix", "global"])
+@pytest.mark.parametrize("rank", ["signed", "absolute"])
+def test_sparsity_is_exact_at_every_step(scope, rank):
+    "With a learning rate at which scores cross the threshold from the first steps on"
+    way = training(bert(), scope=scope, rank=rank, pool="encoder+embeddings", sparsity=.63, learning_rate=3e-3)
+    sizes = {name: p.numel() for name, p in way.scores.values.items()}
+    for _ in range(12):
+        way.advance()
+        way.scores.refresh(way.reach)
+        counts = way.scores.mask().counts
+        if scope == "matrix": assert counts == {name: round(.37 * n) for name, n in sizes.items()}
+        assert sum(counts.values()) == (sum(round(.37 * n) for n in sizes.values()) if scope == "matrix" else round(.37 * sum(sizes.values())))
+    assert way.scores.mask() != start_mask(prunable(way.model, "encoder+embeddings"), .63, "omp", scope)
+
+
+@pytest.mark.parametrize("rank", ["signed", "absolute"])
+def test_the_window_changes_nothing(rank):
+    "Thresholds sought near the last one and over everything are the same, step by step"
+    ways = [training(bert(), learning_rate=2e-3, rank=rank, weight_decay=.01) for _ in range(2)]
+    ways[1].__class__ = type("Everywhere", (MaskTraining,), {"reach": float("inf")})
+    for _ in range(8):
+        for way in ways: way.advance()
+        assert ways[0].scores.cuts == ways[1].scores.cuts
+
+
+def test_refresh_reproduces_the_drift():
+    exact, drifting = (training(bert(), learning_rate=5e-3, refresh=n) for n in (1, 6))
+    for _ in range(12): exact.advance(); drifting.advance()
+    sparsities = [row["sparsity"] for row in drifting.history]
+    assert len({row["sparsity"] for row in exact.history}) == 1
+    assert sparsities[6] == exact.history[0]["sparsity"] != sparsities[5]
+
+
+def test_weights_are_frozen_and_the_model_comes_back(tmp_path):
+    model = bert().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, flags = torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
+    result = train_mask(model, TEXT, Words(), MaskSettings(objective="mlm+kd+attention", steps=3, batch_size=8), tmp_path/"m")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model.training, model.config._attn_implementation, [p.requires_grad for p in model.parameters()]) == (False, "sdpa", flags)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert any(not torch.equal(value, before["cls." + name]) for name, value in result.head.items())
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def tensors(): return [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+
+
+def test_extra_memory_is_scores_and_optimizer_state():
+    "Tensors alive after a step beyond the model: S, two moments, and the same for the head"
+    size = dict(hidden_size=64, intermediate_size=256)
+    model = frozen(bert(**size))
+    kept = {id(t) for t in tensors()}
+    way = training(model, objective="mlm", pool="encoder+embeddings")
+    way.advance(); way.advance()
+    gc.collect()
+    alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors() if id(t) not in kept}
+    pool, head = (sum(4 * p.numel() for p in part.values()) for part in (prunable(model, "encoder+embeddings"), head_parameters(model)))
+    assert sum(alive.values()) <= 3 * pool + 2 * head + 20_000
+
+
+def test_kd_leaves_padding_out():
+    "Padding changes neither loss nor gradient unless it is asked for"
+    model = bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+    padded = F.pad(TEXT[:8], (0, 5))
+    way = training(model, objective="kd")
+    batch = lambda ids: dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.full_like(ids, -100))
+    losses = [objective_losses(model, way.scores, batch(ids), way.settings)["kd"].item() for ids in (TEXT[:8], padded)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    counted = objective_losses(model, way.scores, batch(padded), replace(way.settings, padding="in"))["kd"].item()
+    assert abs(counted - losses[0]) > 1e-4
+
+
+def test_teacher_mode():
+    "B6: a teacher in training mode gives other targets each time; in evaluation mode the same"
+    model = bert(hidden_dropout_prob=.3)
+    way = training(model, objective="kd")
+    model.eval()
+    batch = dict(input_ids=TEXT[:8], attention_mask=torch.ones_like(TEXT[:8]), labels=None)
+    losses = lambda mode: [objective_losses(model, way.scores, batch, replace(way.settings, teacher=mode))["kd"].item() for _ in range(2)]
+    first, second = losses("eval")
+    assert first == second and not model.training
+    first, second = losses("train")
+    assert first != second and not model.training
+
+
+def test_another_teacher_is_what_is_imitated(tmp_path):
+    model, teacher = bert().eval(), bert().eval()
+    with torch.no_grad(): teacher.bert.encoder.layer[1].output.dense.weight.mul_(-1)
+    settings = MaskSettings(objective="kd", steps=2, batch_size=8)
+    own, other = (train_mask(model, TEXT, Words(), settings, tmp_path/name, teacher=t).history["kd"][0] for name, t in (("own", None), ("other", teacher)))
+    assert other > own + .01
+    with pytest.raises(BadInput, match="another mask training .teacher was None"): train_mask(model, TEXT, Words(), settings, tmp_path/"own", teacher=teacher)
+
+
+def test_a_batch_without_masked_tokens_is_harmless():
+    way = training(bert(), batch_size=1)
+    way.ids = torch.full((1, 16), 2)   # nothing but special tokens
+    way.advance()
+    assert way.history[0]["mlm"] == 0 and all(torch.isfinite(p).all() for p in way.scores.values.values())
+
+
+def test_a_small_text_is_one_batch():
+    way = training(bert(), batch_size=500)
+    way.advance(); way.advance()
+    assert way.step == 2
+
+
+def test_start_from_a_given_mask(tmp_path):
+    model = bert().eval()
+    start = start_mask(prunable(model), .7, "random", seed=5)
+    given = train_mask(model, TEXT, Words(), MaskSettings(steps=1, batch_size=8), tmp_path/"a", start=start)
+    assert given.mask == start   # one step of 5e-5 cannot cross φ
+    with pytest.raises(BadInput, match="is of another pool"):
+        train_mask(model, TEXT, Words(), MaskSettings(steps=1, pool="encoder+embeddings"), tmp_path/"b", start=start)
+    with pytest.raises(BadInput, match="another mask training .start was"): train_mask(model, TEXT, Words(), MaskSettings(steps=1, batch_size=8), tmp_path/"a")
+
+
+def test_roberta_end_to_end(tmp_path):
+    model = roberta().eval()
+    text = TEXT.clamp(min=6)
+    class Tokens(Words): pad_token_id = 1
+    settings = MaskSettings(objective="mlm+kd", steps=12, batch_size=8, learning_rate=2e-3, pool="encoder+embeddings", save_at=(4,))
+    result = train_mask(model, text, Tokens(), settings, tmp_path/"r")
+    assert list(result.masks) == [4, 12]
+    assert result.mask.densities() == pytest.approx({name: .3 for name in result.mask}, abs=1e-3)
+    losses = mask_losses(model, result.mask, text[:8], Tokens())
+    assert losses["mlm_loss"] > 0 and 0 < losses["kd_loss"] < 2
+
+
+# losses of any mask
+
+
+@pytest.mark.parametrize("make", [bert, roberta])
+@pytest.mark.parametrize("decoder", ["input", "both"])
+def test_mask_losses_against_a_pruned_copy(make, decoder):
+    class Tokens(Words): pad_token_id = 0 if make is bert else 1
+    model = make().eval()
+    text = TEXT[:20].clamp(min=6)
+    pool = "encoder" if decoder == "input" else "encoder+embeddings"
+    mask = start_mask(prunable(model, pool), .6)
+    dev = fixed_masks(Dataset.from_dict({"input_ids": text.numpy()}), Tokens())
+    losses = mask_losses(model, mask, dev, Tokens(), decoder=decoder, batch_size=7)
+    pruned = copy.deepcopy(model)
+    with torch.no_grad(), hold(pruned, mask):
+        inputs, labels = (torch.tensor(np.array(dev[name])) for name in ("input_ids", "labels"))
+        mlm = pruned(input_ids=inputs, labels=labels).loss.item()
+        student, teacher = (net.base_model(input_ids=text, output_hidden_states=True).hidden_states[1:] for net in (pruned, model))
+        kd = np.mean([(1 - F.cosine_similarity(s, t, dim=-1)).mean().item() for s, t in zip(student, teacher)])
+    assert losses == pytest.approx(dict(mlm_loss=mlm, kd_loss=kd), abs=1e-5)
+    assert mask_losses(model, mask, text, Tokens(), decoder=decoder) == pytest.approx(losses, abs=1e-5)   # the same fixed masks
+
+
+def test_mask_losses_take_a_trained_head_and_tolerate_a_pooler():
+    model = bert().eval()
+    mask = start_mask(prunable(model), .6)
+    more = Mask(dict(mask) | {"bert.pooler.dense.weight": torch.ones(32, 32, dtype=torch.bool)})
+    assert mask_losses(model, more, TEXT[:8], Words()) == mask_losses(model, mask, TEXT[:8], Words())
+    head = {name: torch.zeros_like(p) for name, p in head_parameters(model).items()}
+    assert mask_losses(model, mask, TEXT[:8], Words(), head=head)["mlm_loss"] == pytest.approx(np.log(60), abs=1e-5)
+
+
+def test_attention_term_is_zero_for_equal_maps():
+    maps = torch.rand(2, 3, 4, 4).softmax(-1)
+    output = type("Output", (), dict(attentions=(maps, maps)))()
+    other = type("Output", (), dict(attentions=(maps.roll(1, -1), maps)))()
+    batch = dict(weight=torch.ones(2, 4))
+    assert attention_term(output, output, batch, None) == 0
+    assert attention_term(output, other, batch, None).item() == pytest.approx(((maps - maps.roll(1, -1))**2).sum(-1).mean().item() / 2)
+
+
+def test_bad_text():
+    with pytest.raises(BadInput, match="at least one block"): block_ids(np.zeros((0, 8), int))
+    with pytest.raises(BadInput, match="at least one block"): block_ids(np.zeros(8, int))
+
+
+# kill -9
+
+
+CHILD = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from test_tamt import train
+print("ready", flush=True)
+train(sys.argv[1])
+"""
+
+
+def train(folder):
+    settings = MaskSettings(objective="mlm+kd", steps=60, batch_size=8, save_at=(10, 30), learning_rate=1e-3, pool="encoder+embeddings", refresh=25)
+    return train_mask(bert().eval(), TEXT, Words(), settings, folder, checkpoint_every=7)
+
+
+def test_killed_training_gives_the_same_bytes(tmp_path):
+    code = CHILD.format(tests=str(Path(__file__).parent))
+    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"killed")], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.stdout.readline() == "ready\n"
+    while not (tmp_path/"killed.partial"/"checkpoint.safetensors").exists():
+        time.sleep(.002)
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path/"killed").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(tmp_path/"killed"), train(tmp_path/"whole")
+    torch.set_num_threads(threads)
+    names = sorted(p.name for p in (tmp_path/"whole").iterdir())
+    assert names == sorted(p.name for p in (tmp_path/"killed").iterdir()) and "mask-000030.safetensors" in names
+    for name in names: assert (tmp_path/"whole"/name).read_bytes() == (tmp_path/"killed"/name).read_bytes(), name
