@@ -36,8 +36,8 @@ def stepper(model: nn.Module) -> Callable[[], None]:
 def variants(size: dict) -> dict[str, Callable[[], None]]:
     "A step of the dense, the held and the re-parametrised model"
     torch.manual_seed(0)
-    dense = BertForSequenceClassification(BertConfig(vocab_size=1000, **size)).train()
-    held, hooked = copy.deepcopy(dense), copy.deepcopy(dense)
+    model = BertForSequenceClassification(BertConfig(vocab_size=1000, **size)).train()
+    dense, held, hooked = (copy.deepcopy(model) for _ in range(3))   # three copies: memory laid out alike
     mask: Mask = topk_mask(magnitude(prunable(held)), .7)
     hold(held, mask)
     for name, kept in mask.items(): prune.custom_from_mask(hooked.get_submodule(name.removesuffix(".weight")), "weight", kept)
