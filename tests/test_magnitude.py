@@ -1,0 +1,179 @@
+"""OMP, IMP and its variants: what each round starts from, what is shared, what comes out."""
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lottery_nb.magnitude as magnitude_module
+from lottery_nb.files import BadInput
+from lottery_nb.magnitude import SNAPSHOT, Chain, dense, find_ticket, levels, retrain, starting_model, target_spec, theta0
+from lottery_nb.spec import TicketSpec
+from lottery_nb.tickets import Ticket
+from lottery_nb.weights import prunable
+
+
+@pytest.fixture
+def make(tiny_model, tiny_data):
+    "A spec on the tiny model and data"
+    base = dict(task=str(tiny_data), model=str(tiny_model), method="imp", sparsity=.3, max_steps=6, batch_size=8, max_length=16, learning_rate=1e-2)
+    return lambda **values: TicketSpec(**(base | values))
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    "Records what every training started from, and its settings"
+    seen, original = [], magnitude_module.train_into
+
+    def recorded(folder, model, spec, judge=True, **settings):
+        seen.append(dict(start={n: p.detach().clone() for n, p in model.named_parameters()}, judge=judge, **settings))
+        original(folder, model, spec, judge, **settings)
+        seen[-1]["end"] = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    monkeypatch.setattr(magnitude_module, "train_into", recorded)
+    return seen
+
+
+def equal(one, other, names=None): return all(torch.equal(one[n], other[n]) for n in names or one)
+
+
+def trunk(weights): return [n for n in weights if n.startswith("bert.")]
+
+
+def head(weights): return [n for n in weights if not n.startswith("bert.")]
+
+
+def test_every_round_rewinds_to_theta0_bit_for_bit(make, rounds, tmp_path):
+    spec = make()
+    find_ticket(spec, tmp_path)
+    origin = dict(theta0(target_spec(spec)).named_parameters())
+    assert len(rounds) == 3
+    for number, r in enumerate(rounds):
+        assert equal(r["start"], origin), number
+        assert number == 0 or not equal(r["end"], origin)
+
+
+def test_without_rewinding_each_round_goes_on_from_the_last(make, rounds, tmp_path):
+    find_ticket(make(rewind=None), tmp_path)
+    for before, after in zip(rounds, rounds[1:]): assert equal(before["end"], after["start"])
+
+
+def test_a_kept_head_is_the_last_rounds_head_on_theta0(make, rounds, tmp_path):
+    spec = make(rewind_head=False)
+    find_ticket(spec, tmp_path)
+    origin = dict(theta0(target_spec(spec)).named_parameters())
+    for before, after in zip(rounds, rounds[1:]):
+        assert equal(after["start"], origin, trunk(origin))
+        assert equal(after["start"], before["end"], head(origin)) and not equal(after["start"], origin, head(origin))
+
+
+def test_late_rewinding_restores_theta_i_of_the_first_round(make, rounds, tmp_path):
+    spec = make(rewind=.5)
+    find_ticket(spec, tmp_path)
+    snapshot = load_file(Chain(spec, tmp_path).level(1)/SNAPSHOT)
+    assert rounds[0]["snapshot_at"] == 3
+    for r in rounds[1:]: assert equal({n: r["start"][n] for n in trunk(r["start"])}, snapshot, trunk(r["start"]))
+    # θ3 is what three steps of the same schedule give
+    short = theta0(target_spec(spec))
+    (tmp_path/"short").mkdir()
+    magnitude_module.train_into(tmp_path/"short", short, target_spec(spec), judge=False, length=3, lr_total=6)
+    assert equal(dict(short.named_parameters()), snapshot, trunk(snapshot))
+
+
+def test_retraining_from_theta_i_takes_what_is_left_of_the_learning_rate(make, rounds, tmp_path):
+    spec = make(rewind=.5)
+    ticket = find_ticket(spec, tmp_path)
+    retrain(spec, ticket, tmp_path/"run", tmp_path)
+    assert {k: rounds[-2 if rounds[-1].get("mask") is None else -1].get(k) for k in ("length", "lr_offset", "lr_total")} == {"length": 3, "lr_offset": 3, "lr_total": 6}
+
+
+def test_the_first_round_is_the_full_models_own_training(make, rounds, tmp_path):
+    spec = make()
+    find_ticket(spec, tmp_path)
+    dense(spec, tmp_path)
+    assert sum("mask" not in r for r in rounds) == 1
+
+
+def test_deeper_costs_only_the_new_rounds_and_shallower_nothing(make, rounds, tmp_path):
+    find_ticket(make(sparsity=.3), tmp_path)
+    count = len(rounds)
+    find_ticket(make(sparsity=.2), tmp_path)
+    assert len(rounds) == count
+    find_ticket(make(sparsity=.5), tmp_path)
+    assert len(rounds) == count + 2
+
+
+def test_the_horizon_of_the_whole_run_places_each_round_on_one_line(make, rounds, tmp_path):
+    "D2: as released, the rate falls over all ten rounds"
+    find_ticket(make(horizon="run"), tmp_path)
+    assert [(r["lr_offset"], r["lr_total"]) for r in rounds] == [(0, 60), (6, 60), (12, 60)]
+
+
+def test_each_round_sees_another_data_order(make, rounds, tmp_path):
+    find_ticket(make(round_steps=3), tmp_path)
+    assert [r["order"] for r in rounds] == [0, 1, 2]
+
+
+def test_masks_follow_the_definition(make, rounds, tmp_path):
+    "The smallest tenth of |θ_T| among the living goes, brute force"
+    spec = make()
+    find_ticket(spec, tmp_path)
+    chain = Chain(spec, tmp_path)
+    for number, r in enumerate(rounds, 1):
+        mask = Ticket.load(chain.level(number)/"ticket").mask
+        alive = r.get("mask")
+        flat = torch.cat([(r["end"][n].abs().masked_fill(~alive[n], -1) if alive is not None else r["end"][n].abs()).flatten() for n in mask])
+        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept[flat.argsort(descending=True, stable=True)[:mask.kept]] = True
+        assert torch.equal(kept, torch.cat([m.flatten() for m in mask.values()]))
+        assert mask.kept == round((1 - .1*number)*mask.total)
+
+
+def test_remaining_schedule_prunes_a_share_of_what_lives(make, tmp_path):
+    spec = make(schedule="remaining", sparsity=.25)
+    assert levels(spec) == pytest.approx([.1, .19, .25])
+
+
+def test_standard_pruning_goes_on_from_the_trained_weights(make, rounds, tmp_path):
+    spec = make(method="standard")
+    ticket = find_ticket(spec, tmp_path)
+    last = rounds[-1]["end"]
+    assert equal(dict(starting_model(spec, ticket, tmp_path).named_parameters()), last)
+
+
+def test_a_mask_found_on_mlm_is_retrained_on_the_task(make, tiny_data, tmp_path):
+    text = tmp_path/"text.txt"
+    text.write_text("the film was good the meal was fine\n"*80)
+    spec = make(source="mlm", text=str(text), round_steps=2, sparsity=.2)
+    ticket = find_ticket(spec, tmp_path)
+    assert ticket.provenance["source"] == "mlm"
+    assert (retrain(spec, ticket, tmp_path/"run", tmp_path)/"scores.json").exists()
+
+
+def everything(weights): return torch.cat([w.detach().flatten() for w in weights.values()]).sort().values
+
+
+@pytest.mark.parametrize("start", ["reinit", "shuffle-layers", "shuffle-within"])
+def test_controls_start_elsewhere_with_the_same_mask(make, start, tmp_path):
+    spec = make(method="omp", start=start)
+    ticket = find_ticket(spec, tmp_path)
+    model, origin = starting_model(spec, ticket, tmp_path), theta0(target_spec(spec))
+    ours, theirs = prunable(model), prunable(origin)
+    assert any(not torch.equal(ours[n], theirs[n]) for n in ours)
+    if start.startswith("shuffle"): assert torch.equal(everything(ours), everything(theirs))
+
+
+def test_equal_specs_give_equal_bytes_in_different_places(make, tmp_path):
+    spec = make(sparsity=.2)
+    folders = []
+    for place in ("one", "two"):
+        ticket = find_ticket(spec, tmp_path/place)
+        folders += [retrain(spec, ticket, tmp_path/place/"run", tmp_path/place), ticket.save(tmp_path/place/"ticket")]
+    for one, two in zip(folders[:2], folders[2:]):
+        assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+
+
+def test_another_theta0_is_refused_before_training(make, tmp_path):
+    spec = make(method="omp")
+    ticket = find_ticket(spec, tmp_path)
+    foreign = Ticket(ticket.mask, ticket.provenance | {"fingerprint": "0"*64})
+    with pytest.raises(BadInput, match="was found for other weights"): retrain(spec, foreign, tmp_path/"run", tmp_path)
+    assert not (tmp_path/"run"/"retrained").exists()
