@@ -1,12 +1,33 @@
 """The pruning loops as functions of two callables: properties, an independent replay, and death at every measurement."""
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
+from transformers import BertConfig, BertModel
 
+from lottery_nb import structured
+from lottery_nb.cli import main
 from lottery_nb.compare import read_masks
-from lottery_nb.files import BadInput
-from lottery_nb.gates import Gates, Importance, normalised
-from lottery_nb.structured import (bad_gates, draw, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors, without_least)
+from lottery_nb.files import BadInput, read_json
+from lottery_nb.gates import Gates, Importance, gate, importance, normalised, smaller, weight_share
+from lottery_nb.magnitude import dense, target_spec, theta0
+from lottery_nb.scores import magnitude
+from lottery_nb.select import topk_mask
+from lottery_nb.spec import MagnitudeSpec, StructuredSpec
+from lottery_nb.store import results
+from lottery_nb.structured import (bad_gates, compared_gates, compared_masks, dev_batches, draw, fine_tuned, first_importance, found_gates, gates_mask, gates_result, masks_result,
+                                   prune_gates, random_gates, remember, rule_score, search, search_steps, stages_of, super_bad, super_random, super_survivors,
+                                   survival_shares, weight_search, without_least)
+from lottery_nb.tickets import Ticket
+from lottery_nb.weights import prunable
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 5))
 
@@ -134,3 +155,131 @@ def test_released_schedule_explains_the_published_sizes(assets):
     reachable = {max(0, 144 - 14 * joint - 7 * later) for joint in range(12) for later in range(22)}
     masks = read_masks(assets/"prasanna2020"/"masks.json.gz")
     assert {int(g.heads.sum()) for seeds in masks.values() for g in seeds.values()} <= reachable
+
+
+# On a model: the tiny random BERT and the CSV of the fixtures.
+
+def settings_of(model, data, **more):
+    return dict(task=str(data), model=str(model), epochs=10, batch_size=8, learning_rate=5e-3, max_length=16) | more
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model, tiny_data): return StructuredSpec(**settings_of(tiny_model, tiny_data, step=.25, heads_step=.25))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory): return tmp_path_factory.mktemp("runs")
+
+
+def test_a_search_holds_its_promise(spec, root):
+    model, found = fine_tuned(spec, root), found_gates(search(spec, root))
+    with gate(model, *found): score = rule_score(spec, model)
+    assert score >= .9 * rule_score(spec, model)
+    steps = search_steps(search(spec, root))
+    assert steps[steps.accepted].score.min() >= .9 * rule_score(spec, model)
+    assert first_importance(search(spec, root)).heads.shape == (2, 2)
+
+
+def test_a_killed_search_ends_with_the_same_bytes(spec, root, tmp_path, monkeypatch):
+    expected = search(spec, root)
+    shutil.copytree(dense(spec, root), tmp_path/"runs"/"stages"/dense(spec, root).name)
+    left = iter(range(3))
+    original = structured.judge
+
+    def mortal(*args):
+        if next(left, None) is None: raise KeyboardInterrupt
+        return original(*args)
+    monkeypatch.setattr(structured, "judge", mortal)
+    with pytest.raises(KeyboardInterrupt): search(spec, tmp_path/"runs")
+    monkeypatch.setattr(structured, "judge", original)
+    again = search(spec, tmp_path/"runs")
+    for path in expected.iterdir(): assert (again/path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_run_killed_with_kill_9_resumes_to_the_same_result(spec, root, tmp_path):
+    code = "import sys, json; from lottery_nb.spec import make_spec; from lottery_nb.structured import compared_gates, gates_result\n" \
+           "spec = make_spec('structured', json.loads(sys.argv[1])); print(json.dumps(gates_result(spec, compared_gates(spec, sys.argv[2]), sys.argv[2]), sort_keys=True))"
+    command = [sys.executable, "-c", code, json.dumps(asdict(spec)), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("stages/search-*")): time.sleep(.05)
+    process.send_signal(signal.SIGKILL); process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = gates_result(spec, compared_gates(spec, root), root)
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize("options", [dict(importance="as_released", draw="bernoulli", keep_bias=False), dict(importance="per_batch", prune="heads"), dict(prune="mlps", rule_metric="f1_macro"),
+                                     dict(super_seeds=2, start="reinit", retrain_epochs=2.)], ids=str)
+def test_released_and_other_readings_run(spec, root, options):
+    other = replace(spec, **options)
+    kinds = compared_gates(other, root)
+    result = gates_result(other, kinds, root)
+    assert set(kinds) == {"good", "random", "bad"} and 0 <= result["score"] <= 1 and result["majority"] == .5
+    assert result["sparsity"] == pytest.approx(1 - weight_share(kinds["good"], 2.))
+
+
+def test_a_retrained_subnetwork_is_the_gated_model_trained(spec, root):
+    "Cutting changes nothing but the size: without dropout, a step of the cut model equals a step of the gated one"
+    gates = Gates([[1, 0], [1, 1]], [0, 1])
+    full = theta0(target_spec(replace(spec, dropout=0.)))
+    small, batch = smaller(full, gates).train(), dev_batches(spec)[0]
+    full.train()
+    with gate(full, *gates): full(**batch).loss.backward()
+    small(**batch).loss.backward()
+    torch.testing.assert_close(small.classifier.weight.grad, full.classifier.weight.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(small.base_model.embeddings.word_embeddings.weight.grad, full.base_model.embeddings.word_embeddings.weight.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_importance_of_the_dev_set_does_not_depend_on_batches(spec, root):
+    model = fine_tuned(spec, root)
+    one, many = (importance(model, dev_batches(spec, size)) for size in (100, 3))
+    np.testing.assert_allclose(one.heads, many.heads, rtol=1e-4, atol=1e-9)
+
+
+def test_magnitude_masks(tiny_model, tiny_data, root):
+    spec = MagnitudeSpec(**settings_of(tiny_model, tiny_data, step=.3, pool="encoder+biases"))
+    masks = compared_masks(spec, root)
+    assert len({m.kept for m in masks.values()}) == 1 and (masks["good"] & masks["bad"]).kept == max(0, 2 * masks["good"].kept - masks["good"].total)
+    result = masks_result(spec, masks, root)
+    assert result["method"] == "m-pruning" and result["sparsity"] == pytest.approx(masks["good"].sparsity)
+    capped = replace(spec, iterations=2, bad="largest")
+    assert read_json(weight_search(capped, root)/"sparsity.json") <= .3
+    assert (compared_masks(capped, root)["bad"] & compared_masks(capped, root)["good"]).kept == max(0, 2 * compared_masks(capped, root)["good"].kept - masks["good"].total)
+
+
+@given(good_sets)
+@settings(max_examples=25, deadline=None)
+def test_gates_to_mask_and_back(gates):
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=3, num_attention_heads=4, intermediate_size=16))
+    heads, mlps = survival_shares(gates_mask(model, gates), 4)
+    assert (heads == gates.heads).all() and (mlps == gates.mlps).all()
+
+
+def test_survival_shares_by_hand():
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=16))
+    mask = topk_mask(magnitude(prunable(model, "encoder+biases")), .5)
+    heads, mlps = survival_shares(mask, 4)
+    layer, head = "encoder.layer.1.attention", slice(4, 6)   # head 2: rows 4 and 5
+    parts = [mask[f"{layer}.self.{n}.weight"][head] for n in ("query", "key", "value")] + [mask[f"{layer}.self.{n}.bias"][head] for n in ("query", "key", "value")] + [mask[f"{layer}.output.dense.weight"][:, head]]
+    assert heads[1, 2] == pytest.approx(np.concatenate([p.flatten().numpy() for p in parts]).mean())
+    parts = [mask[f"encoder.layer.0.{n}"] for n in ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight")]
+    assert mlps[0] == pytest.approx(np.concatenate([p.flatten().numpy() for p in parts]).mean())
+
+
+def test_templates_from_the_command_line(tiny_model, tiny_data, tmp_path, capsys):
+    "Two seeds of s-pruning, one run of m-pruning, their tickets, and the agreement of the seeds"
+    words = [w for name, value in settings_of(tiny_model, tiny_data).items() for w in (f"--{name.replace('_', '-')}", str(value))]
+    runs = ["--runs", str(tmp_path)]
+    assert main(["run", "structured", *words, *runs]) == 0
+    assert main(["agreement", str(tmp_path)]) == 2 and "at least two seeds" in capsys.readouterr().err
+    assert main(["run", "structured", *words, "--seed", "1", *runs]) == 0 and main(["run", "magnitude", *words, *runs]) == 0
+    capsys.readouterr()
+    assert main(["agreement", str(tmp_path), "--draws", "20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found[str(tiny_data)]["heads"]) == 2
+    for result in map(read_json, tmp_path.glob("*/result.json")):
+        ticket = Ticket.load(tmp_path/result["id"]/"ticket")
+        assert ticket.mask.sparsity == pytest.approx(result["sparsity"]) and result["good_retrained"] == result["score"]
+        if result["template"] == "structured": assert Gates.from_json(ticket.provenance["gates"]) == Gates.from_json(result["gates"]["good"])
+    assert {"s-pruning", "m-pruning"} == set(results(tmp_path).method)
+    assert main(["run", "structured", *words, "--threshold", "1.5", *runs]) == 2
