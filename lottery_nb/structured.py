@@ -104,8 +104,8 @@ def prune_gates(
     heads_step: float = .1,                      # the same in the heads stage after the joint one (D15)
 ) -> Search:                                     # the last accepted gates (all closed is a legal end) and every step
     "Close heads and MLPs while the score holds (Prasanna et al. 2020, section 3.3)"
-    bar = bar_of(score(gates), threshold)
-    found = Search(gates, score(gates), bar, [])
+    full = score(gates)
+    found = Search(gates, full, bar_of(full, threshold), [])
     for stage, heads, mlps in stages_of(prune, gates.heads.size, step, heads_step):
         found = run_stage(found, stage, importance, score, heads, mlps)
     return found
@@ -224,7 +224,8 @@ def prune_weights(
     iterations: int | None = None,     # at most so many, the last one thrown away (as released: 10, D12)
 ) -> Search:                           # `kept` is the sparsity of the last accepted mask
     "Prune the smallest weights while the score holds (Prasanna et al. 2020, section 3.2)"
-    found = Search(0.0, score(0.0), bar_of(score(0.0), threshold), [])
+    full = score(0.0)
+    found = Search(0.0, full, bar_of(full, threshold), [])
     for sparsity in remaining(step, .99):
         if iterations and len(found.steps) + 1 >= iterations: break
         value = score(sparsity)
