@@ -26,7 +26,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
-from .magnitude import dense, load_weights, materials, target_spec, theta0, train_into
+from .magnitude import dense, materials, target_spec, theta0, train_into
 from .masks import Mask, hold
 from .models import start_weights
 from .scores import magnitude, random
@@ -35,7 +35,7 @@ from .spec import MagnitudeSpec, RunSpec, StructuredSpec, slugged
 from .store import stage_folder
 from .tasks import majority, references
 from .tickets import Ticket, provenance_of
-from .training import encoded, evaluate
+from .training import encoded, evaluate, load_weights
 from .weights import place, prunable
 
 # %% ../nbs/14_structured.ipynb #b0cf1d82
