@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'OPINION', 'LIKES', 'REACTS', 'MOODS', 'PLACES',
            'TIMES', 'FUNCTION_WORDS', 'PLURAL', 'PAST', 'NOUN_GROUPS', 'ROLE_GROUPS', 'VERB_PAIRS', 'ADJECTIVE_PAIRS',
-           'KIND', 'TOP', 'PRONOUN', 'BARE', 'OPPOSITE', 'SAME', 'APPLIES', 'PLACE_WORD', 'CHANGES', 'RELATIONS',
-           'ANSWERS', 'KIND_FACTS', 'WORD_FACTS', 'FACTS', 'QUESTIONS', 'ASKED', 'SCHEMAS', 'QUESTION_FORMS', 'KINDS',
-           'SHARES', 'SWAPPED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER', 'COSTS', 'ROWS', 'VERSION', 'SIZE',
-           'RECIPE', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs', 'Draw', 'wheel', 'Lexicon',
-           'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say', 'swap_synonyms', 'change', 'general',
-           'entailed', 'Document', 'related', 'ask', 'story', 'winograd', 'verdict', 'present', 'questions', 'reserved',
-           'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows', 'micro_task',
-           'micro_config', 'random_model', 'mimetic', 'Packed', 'pack', 'batches', 'masked_batch', 'Trainee',
-           'pretrain', 'cache_dir', 'micro_id', 'pretrained']
+           'KIND', 'TOP', 'PRONOUN', 'BARE', 'OPPOSITE', 'SAME', 'APPLIES', 'PLACE_WORD', 'CHANGES', 'COMPARED',
+           'RELATIONS', 'ANSWERS', 'KIND_FACTS', 'WORD_FACTS', 'FACTS', 'QUESTIONS', 'ASKED', 'SCHEMAS',
+           'QUESTION_FORMS', 'KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER',
+           'COSTS', 'ROWS', 'VERSION', 'SIZE', 'RECIPE', 'regular_plural', 'regular_past', 'read_groups', 'Pair',
+           'read_pairs', 'Draw', 'wheel', 'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say',
+           'swap_synonyms', 'change', 'general', 'entailed', 'Document', 'related', 'ask', 'story', 'winograd',
+           'verdict', 'present', 'questions', 'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab',
+           'micro_tokenizer', 'TaskRows', 'micro_task', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed',
+           'pack', 'batches', 'masked_batch', 'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained']
 
 # %% ../nbs/06_micro.ipynb #7f753bc2
 import math
@@ -75,15 +75,10 @@ lift raise hoist            | drop/dropped lower    | tool instrument toy contai
 open unlock                 | close lock            | container building vehicle
 fill load                   | empty drain           | container vehicle
 nurture cultivate           | uproot trample        | tree flower vegetable
-borrow rent                 | lend/lent loan        | tool vehicle instrument garment toy
 sew stitch                  | rip/ripped shred/shredded | garment
-gather collect              | scatter strew         | flower fruit vegetable
 heat warm                   | cool chill            | vegetable drink
-sip/sipped gulp             | pour spill            | drink
-calm soothe comfort         | annoy irritate bother | person mammal
 notice spot/spotted         | overlook miss         | bird fish insect tree flower building
 enter visit                 | leave/left exit       | building
-invite summon               | banish expel/expelled | person
 teach/taught instruct       | mislead/misled deceive | person
 """
 ADJECTIVES = """
@@ -100,8 +95,6 @@ wide broad        | narrow slim       | vehicle building container garment
 tall towering     | short stubby      | tree building person
 sweet sugary      | sour bitter       | fruit drink
 fresh crisp       | stale rotten      | fruit vegetable
-wild fierce       | tame gentle       | bird mammal
-rare unusual      | common ordinary   | bird fish insect flower tree
 rich wealthy      | poor needy        | person
 young youthful    | aged elderly      | person mammal
 clever smart      | foolish silly     | person
@@ -194,7 +187,7 @@ PLACE_WORD = {phrase: phrase.split()[-1] for phrase in PLACES + TIMES}
 # %% ../nbs/06_micro.ipynb #d9845254
 class Draw(random.Random):
     "A seeded source of choices, the same on every machine"
-    def pick(self, items):
+    def pick(self, items: Any) -> Any:
         "One item of a sequence"
         return items[int(self.random() * len(items))]
 
@@ -396,13 +389,21 @@ class Document(NamedTuple):
     label: int   # 0: B belongs to A; 1: it does not
 
 # %% ../nbs/06_micro.ipynb #09a6bb8f
+COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "place", "agent", "negation")   # the hard ones twice
+
+def _echo(lex, draw):
+    "An event said twice in the same words, or with one change: the stepping stone to comparison"
+    event, changes = make_event(lex, draw), draw.chance(.5)
+    second = change(event, lex, draw, ("noun", "verb", "place", "agent"))[0] if changes else event
+    return Document(render(event), render(second), int(changes))
+
 def _compare(lex, draw):
     "An event and the same event restated (half word for word, half with synonyms), or changed"
-    roles = draw.chance(.08)
+    roles = draw.chance(.1)
     event = make_event(lex, draw, "person", agent=draw.pick(lex.agents), adjective="") if roles else make_event(lex, draw, negated=.12)
     if draw.chance(.5): second, label = swap_synonyms(event, draw, draw.pick((0, 0, 1, 2))), 0
     else:
-        second, label = change(event, lex, draw, ("roles",) if roles else tuple(CHANGES))[0], 1
+        second, label = change(event, lex, draw, ("roles",) if roles else COMPARED)[0], 1
         if draw.chance(.25): second = swap_synonyms(second, draw, 1)
     return Document(say(event, draw), say(second, draw), label)
 
@@ -642,6 +643,7 @@ def questions(
     draw: Draw,              # choices
     same: bool,              # whether both ask the same
     synonyms: tuple = (1, 1, 2),   # how many words are replaced, to `pick` from
+    alike: float = .3,       # share of pairs that keep the wording of the question
 ) -> tuple[str, str]:        # two questions
     "A question asked twice, or two different ones"
     event = make_event(lex, draw, draw.pick(lex.kinds))
@@ -650,19 +652,21 @@ def questions(
     elif draw.chance(.25): other = draw.pick([f for f in QUESTION_FORMS if f is not form])
     else: second = change(event, lex, draw, ("noun", "verb", "antonym", "adjective"))[0]
     if not same and draw.chance(.4): second = swap_synonyms(second, draw, 1)
-    text = lambda e, wordings: draw.pick(wordings).format(f"{e.verb} {phrase(e.noun, 'a', e.adjective)}")
-    return text(event, form), text(second, other or form)
+    text = lambda e, wording: wording.format(f"{e.verb} {phrase(e.noun, 'a', e.adjective)}")
+    first = draw.pick(form)
+    return text(event, first), text(second, first if not other and draw.chance(alike) else draw.pick(other or form))
 
 # %% ../nbs/06_micro.ipynb #b01f493f
 def _questions(lex, draw):
     "Two questions with their label; among the same ones, half without synonyms"
     same = draw.chance(.5)
-    return Document(*questions(lex, draw, same, (0, 0, 1, 2)), 0 if same else 1)
+    return Document(*questions(lex, draw, same, (0, 0, 1, 2), alike=.5), 0 if same else 1)
 
-KINDS = dict(compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
+KINDS = dict(echo=_echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
              questions=_questions)
-SHARES = dict(compare=26, is_it_true=14, facts=13, who_did_what=12, pronouns=8, review=6, present=8, narrative=4, questions=9)
-SWAPPED = {"facts", "who_did_what", "review", "present", "narrative"}   # B may come from another document of the kind: the label says so
+SHARES = dict(echo=5, compare=26, is_it_true=11, facts=11, who_did_what=10, pronouns=8, review=5, present=8, narrative=4, questions=12)
+SWAPPED = {"who_did_what", "review", "narrative"}   # B may come from another document of the kind: the label says so
+LABELLED = SWAPPED | {"echo", "compare", "pronouns", "questions"}           # kinds whose label says something; elsewhere it is always 0
 MAX_WORDS = 57                                                          # with [CLS] and two [SEP] 60 tokens, with RoBERTa's four special tokens 61
 
 # %% ../nbs/06_micro.ipynb #34bc9122
@@ -727,7 +731,7 @@ def micro_vocab(
 # %% ../nbs/06_micro.ipynb #ca8ee0db
 def micro_tokenizer(
     architecture: str = "bert",   # bert or roberta
-):                                # a fast tokenizer; `save_pretrained` writes files that AutoTokenizer reads
+) -> Any:                         # a fast tokenizer; `save_pretrained` writes files that AutoTokenizer reads
     "The word-level tokenizer of the micro world"
     vocab = {word: i for i, word in enumerate(micro_vocab(architecture))}
     if architecture == "bert":
@@ -900,12 +904,12 @@ def micro_task(
 # %% ../nbs/06_micro.ipynb #b1ab5ac7
 VERSION = 1
 SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05, hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=2600, batch=64, learning_rate=1.5e-3, warmup=200, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, seed=0, every=300)
+RECIPE = dict(steps=4800, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, relation=1.5, echoes=20_000, seed=0, every=600)
 
 # %% ../nbs/06_micro.ipynb #fc44f689
 def micro_config(
     architecture: str = "bert",   # bert or roberta
-):                                # a transformers configuration: 4 layers of 4 heads, 128 wide, 64 positions
+) -> Any:                         # a transformers configuration: 4 layers of 4 heads, 128 wide, 64 positions
     "The configuration of a micro model"
     from transformers import BertConfig, RobertaConfig
     words = len(micro_vocab(architecture))
@@ -916,7 +920,7 @@ def micro_config(
 def random_model(
     architecture: str = "bert",   # bert or roberta
     seed: int = 0,                # of the weights
-):                                # BertForPreTraining or RobertaForMaskedLM
+) -> Any:                         # BertForPreTraining or RobertaForMaskedLM
     "A micro model with random weights: what *from scratch* means"
     import torch
     from transformers import BertForPreTraining, RobertaForMaskedLM
@@ -926,9 +930,9 @@ def random_model(
 
 # %% ../nbs/06_micro.ipynb #62263898
 def mimetic(
-    model,             # a random micro model, changed in place
-    seed: int = 0,     # of the rotations
-):                     # the same model
+    model: Any,       # a random micro model, changed in place
+    seed: int = 0,    # of the rotations
+) -> Any:             # the same model
     "Start attention as copying and the language-model head near the identity (Trockman and Kolter, 2023)"
     import torch
     generator = torch.Generator().manual_seed(seed)
@@ -947,6 +951,16 @@ def mimetic(
     return model
 
 # %% ../nbs/06_micro.ipynb #e2043b3a
+def lessons(
+    recipe: dict,        # steps, batch, echoes, seed
+) -> list[Document]:     # echoes, then the corpus; label -100 where a kind of document has none to learn
+    "The documents of a pre-training in their order"
+    draw, lex, count = Draw(f"echoes {recipe['seed']}"), lexicon(), recipe["steps"] * recipe["batch"]
+    echoes = [document for _ in range(min(count, recipe["echoes"])) if not reserved(*(document := _echo(lex, draw))[:2])]
+    mixed = islice(documents(recipe["seed"]), count - len(echoes))
+    return echoes + [d if kind in LABELLED else d._replace(label=-100) for kind, d in mixed]
+
+# %% ../nbs/06_micro.ipynb #b105de26
 class Packed(NamedTuple):
     "Documents as numbers"
     tokens: Any    # int64 array [document, position], padded with -1
@@ -954,7 +968,7 @@ class Packed(NamedTuple):
     middle: Any    # int64 array [document]: where the second text begins
     label: Any     # int64 array [document]
 
-# %% ../nbs/06_micro.ipynb #ca2da01b
+# %% ../nbs/06_micro.ipynb #a87e6dc0
 def pack(
     docs: list[Document],         # documents, salient words marked
     architecture: str = "bert",   # bert or roberta
@@ -971,7 +985,7 @@ def pack(
     salient = tokens >= 2**14
     return Packed(tokens - 2**14 * salient, salient, second, np.array([d.label for d in docs]))
 
-# %% ../nbs/06_micro.ipynb #b105de26
+# %% ../nbs/06_micro.ipynb #8898584b
 def batches(
     packed: Packed,       # the corpus
     recipe: dict,         # batch, steps, seed
@@ -987,10 +1001,10 @@ def batches(
         steps += list(rows[np.argsort(generator.integers(2**32, size=len(rows)), kind="stable")])
     return steps
 
-# %% ../nbs/06_micro.ipynb #8898584b
+# %% ../nbs/06_micro.ipynb #1d2948bc
 def masked_batch(
     packed: Packed,               # the corpus
-    rows,                         # int array: which documents
+    rows: Any,                    # int array: which documents
     step: int,                    # seeds what is hidden
     recipe: dict,                 # masked and salient: shares of hidden words; seed
     architecture: str = "bert",   # bert or roberta
@@ -1012,7 +1026,7 @@ def masked_batch(
                   hidden=hidden, words=tokens[hidden], label=packed.label[rows])
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
-# %% ../nbs/06_micro.ipynb #73f5063e
+# %% ../nbs/06_micro.ipynb #483ad9de
 class Trainee:
     "A micro model with both heads, its optimizer, and a checkpoint of the two"
 
@@ -1037,7 +1051,8 @@ class Trainee:
         "Masked language modelling and next-sentence label"
         from torch.nn.functional import cross_entropy
         hidden = self.model.base_model(**{k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}).last_hidden_state
-        return cross_entropy(self.words(hidden[batch["hidden"]]), batch["words"]) + cross_entropy(self.relation(self.pooler(hidden)), batch["label"])
+        related = cross_entropy(self.relation(self.pooler(hidden)), batch["label"], reduction="sum") / len(hidden)   # unlabelled documents (-100) count 0
+        return cross_entropy(self.words(hidden[batch["hidden"]]), batch["words"]) + self.recipe["relation"] * related
 
     def step(self, number: int, batch: dict) -> float:
         "One optimizer step; the learning rate rises linearly, then falls to zero"
@@ -1069,7 +1084,7 @@ class Trainee:
                 self.optimizer.state[weight] = {part: file.get_tensor(f"{name}|{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
             return json.loads(file.metadata()["losses"])
 
-# %% ../nbs/06_micro.ipynb #da8f07d0
+# %% ../nbs/06_micro.ipynb #edf3cbaa
 def pretrain(
     folder: Path,                 # where model, tokenizer and losses go; a checkpoint lies in it meanwhile
     architecture: str = "bert",   # bert or roberta
@@ -1079,7 +1094,7 @@ def pretrain(
     "Pre-train a micro model, resuming from the checkpoint of a killed run"
     import torch
     from tqdm.auto import tqdm
-    packed = pack([d for _, d in islice(documents(recipe["seed"]), recipe["steps"] * recipe["batch"])], architecture)
+    packed = pack(lessons(recipe), architecture)
     trainee, steps, checkpoint = Trainee(architecture, recipe), batches(packed, recipe), Path(folder)/"checkpoint.safetensors"
     losses, before = trainee.load(checkpoint) if checkpoint.exists() else [], torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -1095,12 +1110,12 @@ def pretrain(
     checkpoint.unlink(missing_ok=True)
     return folder
 
-# %% ../nbs/06_micro.ipynb #edf3cbaa
+# %% ../nbs/06_micro.ipynb #e6bf7e8e
 def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
     "Folder of stages that all runs share"
     return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")
 
-# %% ../nbs/06_micro.ipynb #e10efbe5
+# %% ../nbs/06_micro.ipynb #4cd12d12
 @lru_cache
 def micro_id(
     architecture: str = "bert",   # bert or roberta
@@ -1109,7 +1124,7 @@ def micro_id(
     sample = [list(d) for _, d in islice(documents(RECIPE["seed"]), 2000)]
     return f"micro-{architecture}-{short_hash([VERSION, SIZE, RECIPE, micro_vocab(architecture), sample], 8)}"
 
-# %% ../nbs/06_micro.ipynb #e6bf7e8e
+# %% ../nbs/06_micro.ipynb #542a23b2
 def pretrained(
     architecture: str = "bert",   # bert or roberta
 ) -> Path:                        # a Hugging Face folder: BertForPreTraining or RobertaForMaskedLM, and its tokenizer
