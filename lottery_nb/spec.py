@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'POOLS', 'CHOICES', 'SPECS',
            'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'TicketSpec',
-           'StructuredSpec', 'MagnitudeSpec', 'make_spec', 'spec_from', 'parse_value', 'read_bool', 'expand', 'points',
-           'read_grid']
+           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from', 'parse_value', 'read_bool',
+           'expand', 'points', 'read_grid']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
@@ -63,6 +63,7 @@ CHOICES = dict(
     pool=POOLS, scope=("global", "matrix"), schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
     prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
+    blocks=("columns", "rows"),
 )
 
 # %% ../nbs/00_spec.ipynb #3839338d
@@ -246,9 +247,36 @@ class MagnitudeSpec(RunSpec):
         return f"{slugged(self.task)}-magnitude-r{self.seed}"
 
 # %% ../nbs/00_spec.ipynb #c55fb6bf
-SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec}
+@dataclass(frozen=True)
+class AttentionSpec(RunSpec):
+    "Name the pattern of every head's attention (Prasanna et al. 2020, section 5.2 and Appendix F)"
+    texts: int = 100                  # evaluation texts whose maps are read
+    shortest: int = 8                 # tokens of the shortest text to read; the longest has `max_length`
+    ticket: str = ""                  # id or folder of a structured run: its heads are the surviving ones; empty: no comparison
+    blocks: str = "columns"           # slices of W_O in norm-weighted maps: columns, or rows (as released, B11)
+    token_types: bool = True          # tell the model which sentence a token is in (as released: false, B10)
+    cnn: str = ""                     # folder of a classifier; empty: one trained on made-up maps at first use
+    cnn_maps: int = 4000              # made-up maps that the default classifier is trained on
+    cnn_epochs: int = 8               # passes over them
+    published: str = ""               # JSON file of the paper's shares, to show beside ours
 
-# %% ../nbs/00_spec.ipynb #5d9c3d7e
+    template = "attention"
+
+    def check(self):
+        "Refuse values outside their range"
+        super().check()
+        within(self, low=1, texts=self.texts, cnn_maps=self.cnn_maps, cnn_epochs=self.cnn_epochs)
+        if not 1 <= self.shortest <= self.max_length: raise BadInput(f"shortest must be in 1 to max_length ({self.max_length}), got {self.shortest}")
+
+    @property
+    def slug(self) -> str:
+        "Task and seed"
+        return f"{slugged(self.task)}-attention-r{self.seed}"
+
+# %% ../nbs/00_spec.ipynb #6884bb0e
+SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec, "attention": AttentionSpec}
+
+# %% ../nbs/00_spec.ipynb #e2959975
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -259,7 +287,7 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #e2959975
+# %% ../nbs/00_spec.ipynb #3ec34240
 def spec_from(
     template: str,     # name of a template
     variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
@@ -268,7 +296,7 @@ def spec_from(
     kind = SPECS[one_of("template", template, SPECS)]
     return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
 
-# %% ../nbs/00_spec.ipynb #3ec34240
+# %% ../nbs/00_spec.ipynb #c207838e
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -282,14 +310,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #b940fe7b
+# %% ../nbs/00_spec.ipynb #557c68e6
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #557c68e6
+# %% ../nbs/00_spec.ipynb #fd82f16a
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written, duplicates dropped
@@ -304,7 +332,7 @@ def expand(
     if not specs: raise BadInput("the grid is empty: at least one list has no values")
     return list(specs.values())
 
-# %% ../nbs/00_spec.ipynb #f52f4bcd
+# %% ../nbs/00_spec.ipynb #3091dd32
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination
@@ -313,7 +341,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #fd82f16a
+# %% ../nbs/00_spec.ipynb #1e95b836
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs
