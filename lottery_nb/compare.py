@@ -237,7 +237,7 @@ def agreements(
 # %% ../nbs/17_compare.ipynb #4cebb6f9
 def agreement_table(
     found: dict[str, dict],    # task → `agreement`
-) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard with the 95 % range of their nulls, Q with both p-values
+) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard of the heads with the 95 % range of their nulls, Q with both p-values
     "The statistics of every task, for reading"
     said = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
     ranged = lambda value, null: said(value) if null is None else f"{said(value)} [{said(null['low'])}, {said(null['high'])}]"
@@ -245,6 +245,7 @@ def agreement_table(
         "heads": " ".join(map(str, f["heads"])), "MLPs": " ".join(map(str, f["mlps"])), "weights": f"{100 * f['weight_share']:.0f} %",
         "kappa [null]": ranged(f["kappa"], f["kappa_null"]), "Jaccard [null]": ranged(f["jaccard"], f["jaccard_null"]),
         "Q": said(f["cochran_q"], 1), "p": said(f["cochran_p"], 3), "p permuted": said((f["cochran_q_null"] or {}).get("p"), 3),
+        "MLP kappa [null]": ranged(f["mlp_kappa"], f["mlp_kappa_null"]),
         "super heads": f["super_heads"], "super MLPs": f["super_mlps"]} for task, f in found.items()}).T
 
 # %% ../nbs/17_compare.ipynb #329fef59
