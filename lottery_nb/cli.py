@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'run',
            'sweep_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check', 'main']
+           'agreement_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check',
+           'main']
 
 # %% ../nbs/20_cli.ipynb #b2b35257
 import inspect
@@ -202,6 +203,27 @@ def agreement_command(
     typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))
 
 # %% ../nbs/20_cli.ipynb #1fcae52a
+@app.command("annotate")
+def annotate_command(
+    out: Annotated[Path, typer.Option(help="JSONL file of labels; every answer is appended at once.")],
+    model: Annotated[str, typer.Option(help="Hub name, local folder, micro or micro-roberta.")] = "micro",
+    task: Annotated[str, typer.Option(help="Task whose evaluation texts are read.")] = "sst2",
+    maps: Annotated[int, typer.Option(help="Maps to draw.", min=1)] = 100,
+    kind: Annotated[str, typer.Option(help="raw or norm.")] = "raw",
+    seed: Annotated[int, typer.Option(help="Which texts, layers and heads.", min=0)] = 0,
+    data_dir: Annotated[str, typer.Option(help="Folder of local data.")] = "",
+    name: Annotated[str, typer.Option(help="Who labels.")] = "",
+    compare: Annotated[Optional[Path], typer.Option(help="Another person's labels: print the agreement of the two files instead.")] = None,
+):
+    "Label attention maps by eye in JupyterLab, or compare two people's labels."
+    from lottery_nb.patterns import agreement, annotation_notebook, read_records
+    if compare:
+        found = agreement(read_records(out), read_records(compare))
+        return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
+    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps))
+    typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
+
+# %% ../nbs/20_cli.ipynb #8a285c98
 @app.command()
 def doctor(runs: Runs = None):
     "Say what is installed, where data and runs lie, and what is missing."
@@ -209,7 +231,7 @@ def doctor(runs: Runs = None):
     typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
     if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
-# %% ../nbs/20_cli.ipynb #8a285c98
+# %% ../nbs/20_cli.ipynb #68301707
 def checks(
     runs: str | None = None,               # folder of all runs
 ) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
@@ -221,14 +243,14 @@ def checks(
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
     return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
 
-# %% ../nbs/20_cli.ipynb #68301707
+# %% ../nbs/20_cli.ipynb #14757cdf
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
     import torch
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return "device", True, name
 
-# %% ../nbs/20_cli.ipynb #14757cdf
+# %% ../nbs/20_cli.ipynb #84a1f066
 def folder_check(
     name: str,      # what the folder is for
     folder: Path,   # where it is
@@ -241,7 +263,7 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
-# %% ../nbs/20_cli.ipynb #84a1f066
+# %% ../nbs/20_cli.ipynb #c257ab31
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
     import os
@@ -249,7 +271,7 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
 
-# %% ../nbs/20_cli.ipynb #f92c3a49
+# %% ../nbs/20_cli.ipynb #302fd6da
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code

@@ -10,7 +10,7 @@ __all__ = ['CLASSES', 'IDENTITY', 'KEYS', 'PUBLISHED', 'MODELS', 'layout', 'norm
            'sample_maps', 'append_record', 'read_records', 'json_lines', 'roles', 'Annotator', 'identity',
            'annotation_page', 'map_png', 'agreement', 'eye_labels', 'real_scores', 'default_cnn', 'name_heads',
            'pattern_shares', 'heterogeneous_correlation', 'published_shares', 'texts_of', 'classifier_of',
-           'named_heads', 'surviving_heads', 'share_table', 'attention_result', 'clearest']
+           'named_heads', 'surviving_heads', 'share_table', 'attention_result', 'clearest', 'annotation_notebook']
 
 # %% ../nbs/16_patterns.ipynb #3e3c8672
 import base64
@@ -512,10 +512,10 @@ def read_records(
 
 # %% ../nbs/16_patterns.ipynb #6e15a36a
 def json_lines(
-    path: Path,             # JSON lines
+    path: str | Path,       # JSON lines
 ) -> Iterator[dict]:        # a value per whole line
     "Read JSON lines; a malformed line is `BadInput`, a torn last one is passed over"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
     for i, line in enumerate(lines, start=1):
         try: yield json.loads(line)
         except json.JSONDecodeError as error: raise BadInput(f"line {i} of {path} is not valid JSON: {error}") from None
@@ -820,3 +820,23 @@ def clearest(
         maps = next(read_texts(net, tokenizer, [texts[text]], kind, blocks=spec.blocks, token_types=spec.token_types)).maps
         found[f"{name}, layer {layer} head {head}"] = maps[layer][head]
     return found
+
+# %% ../nbs/16_patterns.ipynb #38c500c2
+def annotation_notebook(
+    spec: AttentionSpec,       # model, task, data, seed; `texts`: maps wanted, one a text as far as there are enough
+    out: str | Path,           # JSONL file of labels, made by the first answer
+    kind: str = "raw",         # raw or norm
+    name: str = "",            # who labels
+) -> Path:                     # a notebook beside `out`, to open in JupyterLab
+    "Draw maps of the pre-trained model and prepare their labelling; maps drawn before are kept"
+    import nbformat
+    out = Path(out).absolute()
+    samples, page = out.with_suffix(".maps.jsonl"), out.with_suffix(".ipynb")
+    if out.suffix != ".jsonl": raise BadInput(f"out must be a .jsonl file, got {out.name}")
+    if not samples.exists():
+        tokenizer = load_tokenizer(spec.model)
+        records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts, spec.seed, kind, spec.model, spec.task)
+        with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    cell = f"from lottery_nb.patterns import Annotator, annotation_page, json_lines\n\nannotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))"
+    with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)
+    return page
