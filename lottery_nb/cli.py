@@ -209,6 +209,7 @@ def annotate_command(
     model: Annotated[str, typer.Option(help="Hub name, local folder, micro or micro-roberta.")] = "micro",
     task: Annotated[str, typer.Option(help="Task whose evaluation texts are read.")] = "sst2",
     maps: Annotated[int, typer.Option(help="Maps to draw.", min=1)] = 100,
+    shortest: Annotated[int, typer.Option(help="Tokens of the shortest text.", min=1)] = 8,
     kind: Annotated[str, typer.Option(help="raw or norm.")] = "raw",
     seed: Annotated[int, typer.Option(help="Which texts, layers and heads.", min=0)] = 0,
     data_dir: Annotated[str, typer.Option(help="Folder of local data.")] = "",
@@ -220,7 +221,7 @@ def annotate_command(
     if compare:
         found = agreement(read_records(out), read_records(compare))
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
-    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps))
+    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 
 # %% ../nbs/20_cli.ipynb #8a285c98

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from sklearn import metrics
 
 from lottery_nb import patterns
+from lottery_nb.cli import main, read_fields
 from lottery_nb.files import BadInput
 from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map, train_cnn
+from lottery_nb.spec import make_spec
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,3 +187,104 @@ def test_kappa_of_two_annotators_is_statsmodels():
     result = patterns.agreement(first, second)
     assert result["maps"] == 75
     assert result["kappa"] == pytest.approx(cohens_kappa(result["table"].to_numpy()).kappa)
+
+
+@pytest.fixture(scope="module")
+def run_words(tiny_model, tiny_data, tmp_path_factory):
+    "What makes an attention run tiny, and its runs folder"
+    runs = str(tmp_path_factory.mktemp("attention")/"runs")
+    PatternCNN(0).save(Path(runs)/"cnn")
+    return ["--task", str(tiny_data), "--model", str(tiny_model), "--max-length", "16", "--max-steps", "3", "--texts", "5", "--shortest", "6", "--cnn", f"{runs}/cnn"], runs
+
+
+def test_a_run_with_the_survivors_of_a_structured_run(run_words, tiny_model, tiny_data, tmp_path):
+    words, runs = run_words
+    from lottery_nb.gates import Gates
+    from lottery_nb.spec import StructuredSpec
+    from lottery_nb.structured import gates_ticket
+    gates = Gates([[1, 0], [1, 1]], [1, 1])
+    gates_ticket(StructuredSpec(task=str(tiny_data), model=str(tiny_model)), gates).save(Path(runs)/"some-structured-run"/"ticket")
+    published = tmp_path/"shares.json"
+    published.write_text(json.dumps({"Fine-tuned model": {"CoLA": {"attention": {"other": 1.}}}}))
+    assert main(["run", "attention", *words, "--ticket", "some-structured-run", "--published", str(published), "--runs", runs]) == 0
+    result = json.loads(next(Path(runs).glob("*attention*/result.json")).read_text())
+    assert result["texts"] == 5 and set(result["shares"]) == {f"{heads} {model} {kind}" for heads in ("all", "surviving") for model in ("pre-trained", "fine-tuned") for kind in ("raw", "norm")}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in result["shares"].values())
+    assert set(result["correlations"]) == {"raw", "norm"}
+
+
+def test_a_killed_run_keeps_the_tables_it_had(run_words, monkeypatch):
+    words, runs = run_words
+    spec = make_spec("attention", read_fields("attention", [*words, "--seed", "3"]))
+    original, calls = patterns.name_heads, []
+    def mortal(*args, **options):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return original(*args, **options)
+    monkeypatch.setattr(patterns, "name_heads", mortal)
+    with pytest.raises(KeyboardInterrupt): patterns.named_heads(spec, runs)
+    named = patterns.named_heads(spec, runs)
+    assert len(calls) == 3 + 2                              # two tables were kept, two were missing
+    assert named.groupby(["model", "kind"]).size().tolist() == [5 * 4] * 4
+
+
+@pytest.mark.parametrize("provenance, message", [({}, "must come from a structured run"), ({"gates": {"head_mask": [[1] * 3] * 3, "mlp_mask": [1] * 3}}, "gates for 3 × 3 heads, the model has 2 × 2")])
+def test_a_ticket_that_says_nothing_about_these_heads(tmp_path, provenance, message):
+    from lottery_nb.masks import Mask
+    from lottery_nb.tickets import Ticket
+    Ticket(Mask({"a": torch.ones(2, 2, dtype=torch.bool)}), provenance).save(tmp_path/"ticket")
+    named = pd.DataFrame([dict(layer=layer, head=head) for layer in range(2) for head in range(2)])
+    with pytest.raises(BadInput, match=message): patterns.surviving_heads(make_spec("attention", {"ticket": str(tmp_path/"ticket")}), named)
+
+
+def test_annotating_from_the_command_line(tiny_model, tiny_data, tmp_path, capsys):
+    out = tmp_path/"ann.jsonl"
+    words = ["annotate", "--model", str(tiny_model), "--task", str(tiny_data), "--maps", "6", "--shortest", "6", "--out", str(out)]
+    assert main([*words, "--kind", "norms"]) == 2 and not out.exists()
+    assert main(words) == 0 and "jupyter lab" in capsys.readouterr().out
+    drawn = list(patterns.json_lines(tmp_path/"ann.maps.jsonl"))
+    code = "".join(json.loads((tmp_path/"ann.ipynb").read_text())["cells"][0]["source"])
+    exec(code.replace("\n\nannotation_page(", "\n\npage = annotation_page("), shown := {})
+    shown["page"].children[2].children[1].click()
+    assert [record["label"] for record in patterns.read_records(out)] == ["diagonal"]
+    assert main(words) == 0 and list(patterns.json_lines(tmp_path/"ann.maps.jsonl")) == drawn      # resumes, draws nothing new
+    assert main([*words, "--compare", str(out)]) == 0 and "kappa" in capsys.readouterr().out
+
+
+def test_correlation_is_pearsons_and_its_null_is_centred():
+    rng = np.random.default_rng(0)
+    share, lives = rng.random(144), rng.random(144) < .4
+    named = pd.DataFrame([dict(text=t, layer=i // 12, head=i % 12, pattern="heterogeneous" if rng.random() < share[i] else "block") for i in range(144) for t in range(20)])
+    found = patterns.heterogeneous_correlation(named, lives.reshape(12, 12), draws=2000)
+    from scipy.stats import pearsonr
+    exact = (named.pattern == "heterogeneous").groupby([named.layer, named["head"]]).mean()
+    assert found["pearson"] == pytest.approx(pearsonr(lives, exact).statistic)
+    assert found["low"] < 0 < found["high"] and found["high"] == pytest.approx(1.96 / np.sqrt(143), rel=.15)
+
+
+def test_the_labels_that_are_committed():
+    records = patterns.eye_labels()
+    assert len(records) == 320 and len({patterns.identity(record) for record in records}) == 320
+    texts = [{(r["model"], r["task"], r["row"]) for r in patterns.eye_labels(part)} for part in ("develop", "report")]
+    assert not texts[0] & texts[1]
+    assert all(8 <= len(record["map"]) <= 128 for record in records)
+    with pytest.raises(BadInput, match="part must be one of"): patterns.eye_labels("test")
+
+
+def test_published_shares_add_up(assets):
+    shares = patterns.published_shares(assets/"prasanna2020"/"attention_pattern_shares.json")
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+    assert shares.shape == (4 * 8 * 2, 5)
+
+
+def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
+    "Every map of the Wikipedia model can be made again from its row"
+    import csv, gzip
+    from transformers import AutoModel, AutoTokenizer
+    from lottery_nb.attention import read_texts
+    folder = assets/"models"/"wiki-bert-mini"
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = list(csv.reader(gzip.open(assets/"glue_data"/"SST-2"/"dev.tsv.gz", "rt", encoding="utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    for record in [r for r in patterns.eye_labels() if r["model"] == "wiki-bert-mini" and r["task"] == "sst2"][:10]:
+        one = next(read_texts(model, tokenizer, [rows[record["row"]][0]], record["kind"])).maps[record["layer"]][record["head"]]
+        np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)
