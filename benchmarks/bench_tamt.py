@@ -28,10 +28,10 @@ POOLS = ("encoder", "encoder+embeddings")
 
 class Words:
     "The special tokens of BERT, without a vocabulary file"
-    mask_token, pad_token_id, all_special_ids, mask_replaced = "[MASK]", 0, [0, 100, 101, 102, 103], 103
+    mask_token, pad_token_id, sep_token_id, mask_token_id, all_special_ids = "[MASK]", 0, 102, 103, [0, 100, 101, 102, 103]
 
     def __len__(self): return 30522
-    def convert_tokens_to_ids(self, token): return self.mask_replaced
+    def convert_tokens_to_ids(self, token): return self.mask_token_id
 
 
 class Binarise(torch.autograd.Function):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'POOLS', 'CHOICES', 'SPECS',
-           'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'TicketSpec',
-           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from', 'parse_value', 'read_bool',
-           'expand', 'points', 'read_grid']
+           'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'mask_defaults',
+           'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from', 'parse_value',
+           'read_bool', 'expand', 'points', 'read_grid']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
@@ -59,7 +59,8 @@ def task_name(
 # %% ../nbs/00_spec.ipynb #64c7903c
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
 CHOICES = dict(
-    method=("dense", "random", "omp", "imp", "standard"),
+    method=("dense", "random", "omp", "imp", "standard", "tamt-mlm", "tamt-kd", "tamt-mlm+kd", "tamt-attention"),
+    mask_rank=("signed", "absolute"), mask_init=("omp", "random"), mask_decoder=("input", "both"), mask_teacher=("eval", "train"), mask_padding=("out", "in"),
     pool=POOLS, scope=("global", "matrix"), schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
     prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
@@ -151,10 +152,21 @@ def slugged(
     return re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower()).strip("-") or "data"
 
 # %% ../nbs/00_spec.ipynb #f7c5538d
+def mask_defaults(
+    method: str,       # a method of mask training: tamt-mlm, tamt-kd, ...
+    sparsity: float,   # share of the pool's weights removed
+    model: str,        # model name, folder or `micro`
+) -> dict:             # mask_steps, mask_learning_rate, mask_batch_size
+    "Length, learning rate and batches of mask training where the spec leaves them open (Liu et al. 2022, Tables 1 and 2)"
+    text = dict(mask_batch_size=training_defaults("mlm", model)["batch_size"])
+    if is_micro(model): return text | dict(mask_steps=600, mask_learning_rate=1e-3)
+    return text | dict(mask_steps=1000 * max(1, round(27.92 * (sparsity - 0.1))), mask_learning_rate=2e-5 if method == "tamt-kd" else 5e-5)
+
+# %% ../nbs/00_spec.ipynb #8448043e
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
-    method: str = "imp"              # dense, random, omp, imp or standard (IMP without rewinding)
+    method: str = "imp"              # dense, random, omp, imp, standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # rank all matrices together, or each matrix by itself
@@ -168,11 +180,26 @@ class TicketSpec(RunSpec):
     rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
     start: str = "pretrained"        # weights the ticket is trained from: pretrained, reinit, shuffle-layers, shuffle-within
     keep_model: bool = False         # keep the retrained model, to load with from_pretrained
+    mask_seed: int = None            # seed of the mask, where it is another than the retraining's `seed`
+    mask_steps: int = None           # tamt: optimizer steps; None: Table 2 of the paper
+    mask_at: int = None              # tamt: step whose mask is the ticket, a tenth of `mask_steps` or a multiple of it; None: the last
+    mask_learning_rate: float = None # tamt: of the scores, at the first step; None: 5e-5, for KD 2e-5
+    mask_batch_size: int = None      # tamt: blocks of text per step; None: 16
+    mask_max_length: int = None      # tokens per block of text, in mask training and in the losses of any ticket; None: the MLM task's, or what the model can read
+    mask_horizon: int = None         # tamt: step at which the learning rate reaches 0; None: `mask_steps` (paper: 27920)
+    mask_refresh: int = 1            # tamt: steps between two settings of the threshold (released: 1000, KD 100; D8)
+    mask_rank: str = "signed"        # tamt: cut the scores S (Eq. 3) or |S| (absolute; D8)
+    mask_init: str = "omp"           # tamt: start mask, omp or random
+    mask_decoder: str = "input"      # tamt: side of a tied word embedding that is masked, input (as released) or both
+    mask_teacher: str = "eval"       # tamt: mode of the dense teacher, eval or train (as released; B6)
+    mask_padding: str = "out"        # tamt: padding in the distillation loss, out or in (as released)
 
     template = "ticket"
 
     def __post_init__(self):
         if self.method == "dense": object.__setattr__(self, "sparsity", 0.0)
+        for name, value in (mask_defaults(self.method, self.sparsity, self.model) if self.trains_mask else {}).items():
+            if getattr(self, name) is None: object.__setattr__(self, name, value)
         object.__setattr__(self, "source", task_name(str(self.source)) if self.source else "")
         super().__post_init__()
 
@@ -183,14 +210,35 @@ class TicketSpec(RunSpec):
         if not 0 < self.step < 1: raise BadInput(f"step must be in (0, 1), got {self.step}")
         if self.rewind is not None and not 0 <= self.rewind < 1: raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
         within(self, low=0, above=True, round_epochs=self.round_epochs)
-        within(self, low=1, round_steps=self.round_steps)
+        within(self, low=1, round_steps=self.round_steps, mask_steps=self.mask_steps, mask_horizon=self.mask_horizon, mask_refresh=self.mask_refresh,
+               mask_batch_size=self.mask_batch_size, mask_max_length=self.mask_max_length)
+        within(self, low=0, above=True, mask_learning_rate=self.mask_learning_rate)
+        within(self, low=0, mask_seed=self.mask_seed)
+        if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
+        if self.trains_mask: self.check_mask()
+
+    def check_mask(self):
+        "Refuse what mask training cannot do"
+        if self.source not in ("", "mlm"): raise BadInput(f"source of method {self.method} must be mlm (masks are trained on text), got {self.source!r}")
+        if self.mask_at is not None: one_of("mask_at (a saved step)", self.mask_at, self.saved_steps)
+        if self.mask_horizon is not None: within(self, low=self.mask_steps, mask_horizon=self.mask_horizon)
+
+    @property
+    def trains_mask(self) -> bool:
+        "Whether the method is one of mask training"
+        return self.method.startswith("tamt-")
+
+    @property
+    def saved_steps(self) -> list[int]:
+        "Mask training: the steps whose masks are kept, ten or fewer"
+        return sorted({max(1, round(self.mask_steps * tenth / 10)) for tenth in range(1, 11)})
 
     @property
     def slug(self) -> str:
         "Task, method, sparsity in percent, seed"
         return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #e4cd6dbf
+# %% ../nbs/00_spec.ipynb #77dc0543
 @dataclass(frozen=True)
 class StructuredSpec(RunSpec):
     "Close heads and MLPs while the score holds; retrain good, random and bad gates (Prasanna et al. 2020, section 3.3)"
@@ -221,7 +269,7 @@ class StructuredSpec(RunSpec):
         "Task, what is pruned, seed"
         return f"{slugged(self.task)}-structured-{self.prune.replace('_', '-')}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #b8818ebb
+# %% ../nbs/00_spec.ipynb #c55fb6bf
 @dataclass(frozen=True)
 class MagnitudeSpec(RunSpec):
     "Prune the smallest weights of a fine-tuned model while the score holds; retrain good, random and bad masks (Prasanna et al. 2020, section 3.2)"
@@ -246,7 +294,7 @@ class MagnitudeSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-magnitude-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #c55fb6bf
+# %% ../nbs/00_spec.ipynb #6884bb0e
 @dataclass(frozen=True)
 class AttentionSpec(RunSpec):
     "Name the pattern of every head's attention (Prasanna et al. 2020, section 5.2 and Appendix F)"
@@ -273,10 +321,10 @@ class AttentionSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-attention-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #6884bb0e
+# %% ../nbs/00_spec.ipynb #c66df7e1
 SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec, "attention": AttentionSpec}
 
-# %% ../nbs/00_spec.ipynb #e2959975
+# %% ../nbs/00_spec.ipynb #3ec34240
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -287,7 +335,7 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #3ec34240
+# %% ../nbs/00_spec.ipynb #c207838e
 def spec_from(
     template: str,     # name of a template
     variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
@@ -296,7 +344,7 @@ def spec_from(
     kind = SPECS[one_of("template", template, SPECS)]
     return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
 
-# %% ../nbs/00_spec.ipynb #c207838e
+# %% ../nbs/00_spec.ipynb #2904ff13
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -310,14 +358,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #557c68e6
+# %% ../nbs/00_spec.ipynb #fd82f16a
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #fd82f16a
+# %% ../nbs/00_spec.ipynb #1e95b836
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written, duplicates dropped
@@ -332,7 +380,7 @@ def expand(
     if not specs: raise BadInput("the grid is empty: at least one list has no values")
     return list(specs.values())
 
-# %% ../nbs/00_spec.ipynb #3091dd32
+# %% ../nbs/00_spec.ipynb #9629111b
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination
@@ -341,7 +389,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #1e95b836
+# %% ../nbs/00_spec.ipynb #fb6abd28
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, RobertaConf
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
 from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters, initial_scores,
-                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, start_mask, train_mask)
+                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, start_mask, token_marks, train_mask)
 from lottery_nb.tasks import fixed_masks
 from lottery_nb.weights import prunable
 
@@ -49,7 +49,7 @@ def roberta(**changes):
 
 class Words:
     "A tokenizer of numbers: what the library asks of one"
-    mask_token, mask_token_id, pad_token_id, all_special_ids = "[MASK]", 4, 0, [0, 1, 2, 3, 4]
+    mask_token, mask_token_id, pad_token_id, sep_token_id, all_special_ids = "[MASK]", 4, 0, 3, [0, 1, 2, 3, 4]
 
     def __len__(self): return SIZE["vocab_size"]
     def convert_tokens_to_ids(self, token): return self.mask_token_id
@@ -267,7 +267,7 @@ def test_kd_leaves_padding_out():
     model = bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
     padded = F.pad(TEXT[:8], (0, 5))
     way = training(model, objective="kd")
-    batch = lambda ids: dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.full_like(ids, -100))
+    batch = lambda ids: dict(input_ids=ids, labels=torch.full_like(ids, -100)) | token_marks(ids, Words())
     losses = [objective_losses(model, way.scores, batch(ids), way.settings)["kd"].item() for ids in (TEXT[:8], padded)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     counted = objective_losses(model, way.scores, batch(padded), replace(way.settings, padding="in"))["kd"].item()
@@ -279,7 +279,7 @@ def test_teacher_mode():
     model = bert(hidden_dropout_prob=.3)
     way = training(model, objective="kd")
     model.eval()
-    batch = dict(input_ids=TEXT[:8], attention_mask=torch.ones_like(TEXT[:8]), labels=None)
+    batch = dict(input_ids=TEXT[:8]) | token_marks(TEXT[:8], Words())
     losses = lambda mode: [objective_losses(model, way.scores, batch, replace(way.settings, teacher=mode))["kd"].item() for _ in range(2)]
     first, second = losses("eval")
     assert first == second and not model.training
@@ -294,6 +294,24 @@ def test_another_teacher_is_what_is_imitated(tmp_path):
     own, other = (train_mask(model, TEXT, Words(), settings, tmp_path/name, teacher=t).history["kd"][0] for name, t in (("own", None), ("other", teacher)))
     assert other > own + .01
     with pytest.raises(BadInput, match="another mask training .teacher was None"): train_mask(model, TEXT, Words(), settings, tmp_path/"own", teacher=teacher)
+
+
+@pytest.mark.parametrize("make, separator", [(bert, [3]), (roberta, [2, 2])])
+def test_pairs_of_texts_keep_their_segments(make, separator):
+    "A padded pair: segments and attention as the model's own forward pass has them; RoBERTa has one segment"
+    class Tokens(Words): pad_token_id, sep_token_id = (0, 3) if make is bert else (1, 2)
+    model, pad = make().eval(), Tokens.pad_token_id
+    ids = torch.tensor([[2 if make is bert else 0, 7, 8, *separator, 9, separator[0], pad, pad][:8]])
+    marks = token_marks(ids, Tokens())
+    second = 3 + 1   # right behind the first separator
+    assert marks["attention_mask"].tolist() == [[int(i != pad) for i in ids[0].tolist()]]
+    assert marks["token_type_ids"].tolist() == [[int(i >= second and x != pad) for i, x in enumerate(ids[0].tolist())]]
+    dense = Mask.ones_like(prunable(model))
+    labels = torch.full_like(ids, -100); labels[0, 1] = 7
+    dev = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    segments = dict(token_type_ids=marks["token_type_ids"]) if make is bert else {}
+    with torch.no_grad(): expected = model(input_ids=ids, attention_mask=marks["attention_mask"], labels=labels, **segments).loss.item()
+    assert mask_losses(model, dense, dev, Tokens())["mlm_loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_batch_without_masked_tokens_is_harmless():
