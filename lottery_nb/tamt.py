@@ -446,8 +446,9 @@ def objective_losses(
         return {name: TERMS[name](student, target, batch, mlm_head(model)) for name in terms}
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The part of a batch that a trunk reads; RoBERTa knows one kind of segment only"
-    return {name: batch[name] for name in ("input_ids", "attention_mask")} | dict(token_type_ids=batch["token_type_ids"].clamp(max=model.config.type_vocab_size - 1))
+    "The part of a batch that a trunk reads; RoBERTa was trained without segments"
+    names = ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.model_type == "bert" else 2]
+    return {name: batch[name] for name in names}
 
 @torch.no_grad()
 def _teach(teacher: nn.Module, mode: str, inputs: dict):
