@@ -32,6 +32,7 @@ def summary_table(
 ) -> pd.DataFrame:           # one row per task, method, sparsity (and whatever else differs): seeds, score, std, full, full_std, winning
     "Means over seeds, and which tickets win (Chen et al. 2020, section 3)"
     if not len(results): raise BadInput("there are no finished runs to summarise")
+    if "asked_sparsity" not in results: results = results.assign(asked_sparsity=np.nan)   # s-pruning and m-pruning ask for a score instead
     extra = [name for name in GROUP if name in results and results[name].nunique(dropna=False) > 1]
     keys = ["task", "method", "asked_sparsity", *extra]
     rows = []
