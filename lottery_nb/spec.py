@@ -159,7 +159,7 @@ def mask_defaults(
 ) -> dict:             # mask_steps, mask_learning_rate, mask_batch_size
     "Length, learning rate and batches of mask training where the spec leaves them open (Liu et al. 2022, Tables 1 and 2)"
     text = dict(mask_batch_size=training_defaults("mlm", model)["batch_size"])
-    if is_micro(model): return text | dict(mask_steps=600, mask_learning_rate=1e-3)
+    if is_micro(model): return text | dict(mask_steps=600, mask_learning_rate=3e-4)
     return text | dict(mask_steps=1000 * max(1, round(27.92 * (sparsity - 0.1))), mask_learning_rate=2e-5 if method == "tamt-kd" else 5e-5)
 
 # %% ../nbs/00_spec.ipynb #8448043e

@@ -290,6 +290,7 @@ def draw_batch(
     seed: int,                           # of order and masks
     tokenizer: PreTrainedTokenizerBase,  # its special tokens
     masked: bool = True,                 # replace 15 % of the tokens (MLM), or leave the text whole (KD as released)
+    padded: bool = False,                # keep columns that are padding in every row
 ) -> dict[str, Tensor]:                  # input_ids, attention_mask, labels (-100 where nothing is predicted): each [size, length]
     "The batch of a step: the same for the same seed, whatever ran before"
     size = min(size, len(ids))
@@ -297,7 +298,9 @@ def draw_batch(
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 100_003 + turn))
     whole = ids[order[place * size:(place + 1) * size]]
     inputs, labels = mask_tokens(whole, tokenizer, seed, step) if masked else (whole, torch.full_like(whole, -100))
-    return dict(input_ids=inputs, labels=labels) | token_marks(whole, tokenizer)
+    batch = dict(input_ids=inputs, labels=labels) | token_marks(whole, tokenizer)
+    width = whole.shape[1] if padded else int(batch["attention_mask"].any(0).sum())
+    return {name: column[:, :width] for name, column in batch.items()}
 
 # %% ../nbs/12_tamt.ipynb #8897cbed
 def mlm_term(
@@ -489,7 +492,7 @@ class MaskTraining:
         if settings.refresh == 1 or self.step and self.step % settings.refresh == 0: self.scores.refresh(self.reach)
         sparsity = self.exact if settings.refresh == 1 else self.scores.sparsity_now
         torch.manual_seed(settings.seed * 1_000_033 + self.step)
-        batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head))
+        batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head), settings.padding == "in")
         losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)

@@ -11,7 +11,7 @@ __all__ = ['PAIR', 'ENTAILS', 'REGISTRY', 'METRICS', 'BASELINES', 'OPENERS', 'CL
            'text_files', 'text_lines', 'take', 'read_text', 'read_micro', 'read_hub', 'read_rows', 'read_jsonl',
            'user_columns', 'is_score', 'user_task', 'read_user', 'data_root', 'load_data', 'read_source', 'subset',
            'encode', 'mapped', 'windows', 'question_windows', 'token_span', 'best_span', 'find_answers', 'blocks',
-           'fixed_masks', 'mlm_outcomes', 'encode_splits', 'decode', 'references']
+           'pairs', 'fixed_masks', 'mlm_outcomes', 'encode_splits', 'decode', 'references']
 
 # %% ../nbs/07_tasks.ipynb #40c3fc15
 import csv
@@ -431,7 +431,9 @@ def read_micro(
 ) -> dict[str, Dataset]:   # train and the evaluation splits
     "A task of the micro world (world seed 0, whatever the seed of the run)"
     from lottery_nb import micro
-    if task.kind == "mlm": return read_text(spec, lambda: micro.corpus_lines("train"), lambda: micro.corpus_lines("dev", 1000))
+    if task.kind == "mlm":
+        documents = {split: micro.corpus(f"0 {split}", count) for split, count in (("train", 10_000), ("dev", 1000))}
+        return {split: Dataset.from_list([{"text": row["text"], "text_pair": row["text_pair"]} for row in rows]) for split, rows in documents.items()}
     return {split: normalise(task, rows, f"micro world, {task.name} {split}") for split, rows in micro.micro_task(task.name).items()}
 
 # %% ../nbs/07_tasks.ipynb #034577e8
@@ -593,7 +595,7 @@ def encode(
     "Turn texts into features for transformers' Trainer"
     if max_length > tokenizer.model_max_length: raise BadInput(f"max_length must be at most {tokenizer.model_max_length} for this model, got {max_length}")
     if task.kind == "span": return windows(data, tokenizer, max_length).remove_columns(["example", "offsets"])
-    if task.kind == "mlm": return blocks(data, tokenizer, max_length)
+    if task.kind == "mlm": return (pairs if "text_pair" in data.column_names else blocks)(data, tokenizer, max_length)
     tokenise = lambda rows: {**tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length), "labels": rows["label"]}
     return mapped(data, tokenise, "tokenising")
 
@@ -706,7 +708,17 @@ def blocks(
     rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (tokenizer.cls_token_id, tokenizer.sep_token_id)))
     return Dataset.from_dict({"input_ids": rows})
 
-# %% ../nbs/07_tasks.ipynb #c8ddd56e
+# %% ../nbs/07_tasks.ipynb #2aaf98bf
+def pairs(
+    data: Dataset,                        # documents, columns text and text_pair
+    tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
+    max_length: int,                      # tokens per block
+) -> Dataset:                             # input_ids, attention_mask, [token_type_ids]: each [max_length]
+    "One block per document of two texts"
+    tokenise = lambda rows: dict(tokenizer(rows["text"], rows["text_pair"], truncation=True, padding="max_length", max_length=max_length))
+    return mapped(data, tokenise, "tokenising")
+
+# %% ../nbs/07_tasks.ipynb #bae9cdef
 def fixed_masks(
     data: Dataset,                        # `blocks`
     tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
@@ -721,9 +733,10 @@ def fixed_masks(
         draws[:, i], words[i] = generator.random((2, len(row))), generator.integers(len(tokenizer), size=len(row))
     chosen = (draws[0] < share) & ~np.isin(rows, tokenizer.all_special_ids)
     masked = np.where(draws[1] < .8, tokenizer.mask_token_id, np.where(draws[1] < .9, words, rows))
-    return Dataset.from_dict({"input_ids": np.where(chosen, masked, rows), "labels": np.where(chosen, rows, -100)})
+    others = {name: data[name] for name in data.column_names if name != "input_ids"}
+    return Dataset.from_dict({"input_ids": np.where(chosen, masked, rows), "labels": np.where(chosen, rows, -100)} | others)
 
-# %% ../nbs/07_tasks.ipynb #94e6f649
+# %% ../nbs/07_tasks.ipynb #e21d5c8a
 def mlm_outcomes(
     logits: torch.Tensor,   # float [batch, length, vocabulary]
     labels: torch.Tensor,   # int [batch, length], -100 where nothing is predicted
@@ -732,7 +745,7 @@ def mlm_outcomes(
     loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return torch.stack([logits.argmax(-1).float(), loss], -1)
 
-# %% ../nbs/07_tasks.ipynb #e21d5c8a
+# %% ../nbs/07_tasks.ipynb #5499eacc
 def encode_splits(
     spec: RunSpec,                        # max_length, and for mlm max_train and max_eval
     task: Task,                           # the task
@@ -745,7 +758,7 @@ def encode_splits(
     limited = {split: part.take(min(len(part), (spec.max_train if split == "train" else spec.max_eval) or len(part))) for split, part in features.items()}
     return {split: part if split == "train" else fixed_masks(part, tokenizer) for split, part in limited.items()}
 
-# %% ../nbs/07_tasks.ipynb #66f9e732
+# %% ../nbs/07_tasks.ipynb #c9f278bf
 def decode(
     task: Task,                           # the task
     output: Any,                          # logits [n, classes] or [n, 1]; span: a pair [windows, length]; mlm: `mlm_outcomes` [n, length, 2]
@@ -758,7 +771,7 @@ def decode(
     if task.kind == "regression": return np.asarray(output).reshape(-1)
     return find_answers(data, windows(data, tokenizer, max_length), *output) if task.kind == "span" else np.asarray(output)
 
-# %% ../nbs/07_tasks.ipynb #c4206891
+# %% ../nbs/07_tasks.ipynb #c777dcc9
 def references(
     task: Task,             # the task
     data: Dataset | None,   # a split of `load_data`; mlm needs none

@@ -1,6 +1,7 @@
 """Mask training against a plain twin, finite differences, brute-force selection, and kill -9."""
 import copy
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -430,3 +431,31 @@ def test_killed_training_gives_the_same_bytes(tmp_path):
     names = sorted(p.name for p in (tmp_path/"whole").iterdir())
     assert names == sorted(p.name for p in (tmp_path/"killed").iterdir()) and "mask-000030.safetensors" in names
     for name in names: assert (tmp_path/"whole"/name).read_bytes() == (tmp_path/"killed"/name).read_bytes(), name
+
+
+# the command line
+
+
+def test_a_run_by_mask_training(tiny_model, tiny_data, tmp_path, capsys):
+    "From words to a result with both losses; the neighbour at another step shares the training"
+    from lottery_nb.cli import main
+    text = tmp_path/"text.txt"
+    text.write_text("the film was good a meal was poor\n" * 400)
+    words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--text", str(text), "--max-steps", "3", "--runs", str(tmp_path/"runs"),
+             "--method", "tamt-mlm+kd", "--sparsity", "0.5", "--scope", "matrix", "--mask-steps", "10", "--mask-max-length", "16", "--json"]
+    lines = []
+    for extra in ([], ["--mask-at", "4"], ["--method", "omp"]):
+        assert main([*words, *extra]) == 0
+        lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert all(line["mlm_loss"] > 0 and line["kd_loss"] > 0 and line["sparsity"] == pytest.approx(.5, abs=1e-3) for line in lines)
+    assert len(list((tmp_path/"runs"/"stages").glob("tamt-*"))) == 1
+
+
+@pytest.mark.parametrize("content, message", [(b"", "empty"), (bytes(range(256)) * 40, "text")])
+def test_text_that_is_none(content, message, tiny_model, tiny_data, tmp_path, capsys):
+    from lottery_nb.cli import main
+    (tmp_path/"text.txt").write_bytes(content)
+    words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--text", str(tmp_path/"text.txt"), "--max-steps", "2", "--runs", str(tmp_path/"runs"),
+             "--method", "tamt-mlm", "--mask-steps", "10"]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

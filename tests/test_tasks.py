@@ -172,7 +172,7 @@ def test_hub_without_network_says_what_to_do(monkeypatch):
 def test_micro_world(name):
     task, found = get_task(name), load_data(spec(name, model="micro"))
     assert set(found) == {"train", *task.evaluation}
-    assert found["dev"].column_names == ["text"] + ["text_pair"] * bool(task.text_pair) + ["label"] * bool(task.label) + ["id"] * (name == "squad")
+    assert found["dev"].column_names == ["text"] + ["text_pair"] * (bool(task.text_pair) or name == "mlm") + ["label"] * bool(task.label) + ["id"] * (name == "squad")
     if task.labels: assert set(found["dev"]["label"]) == set(range(len(task.labels)))
     if name == "squad": assert all(row["text_pair"][row["label"]["answer_start"][0]:].startswith(row["label"]["text"][0]) for row in found["dev"])
 
