@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['template_path', 'check_template', 'RunFailed', 'Worker', 'start_kernel', 'run_notebook', 'sweep', 'begin_work',
-           'work']
+           'end_with_parent', 'work']
 
 # %% ../nbs/19_sweep.ipynb #499fd5e4
+import atexit
 import os
 import shutil
 import tempfile
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
 from importlib.resources import files
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -164,13 +166,21 @@ def begin_work(
     root: str | Path | None,   # folder of all runs
     threads: int | None,       # CPU threads of the kernel
 ):
-    "Give this process its worker"
+    "Give this process its worker, and let both end when the sweep's own process does, however that ends"
     global _worker
-    import atexit
     _worker = Worker(root, threads)
     atexit.register(_worker.close)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 # %% ../nbs/19_sweep.ipynb #9dfb6d29
+def end_with_parent():
+    "Wait for the parent process to end, then end this one and its kernel: no orphan holds a lock"
+    if (parent := parent_process()) is None: return
+    parent.join()
+    _worker.close()
+    os._exit(1)
+
+# %% ../nbs/19_sweep.ipynb #01f9ccd7
 def work(
     spec: RunSpec,   # the run
     force: bool,     # run it although it is finished
