@@ -1,6 +1,6 @@
 "Attention maps and patterns against the usual way, in one process: `OMP_NUM_THREADS=2 python benchmarks/bench_attention.py`"
-import time
 import math
+import time
 
 import numpy as np
 import torch

@@ -234,7 +234,7 @@ class PatternCNN(nn.Module):
     def predict(
         self,
         maps: list[np.ndarray],          # square maps of any sizes, query × key
-        batch_size: int = 32,            # maps of 64 tokens at once; longer maps go in smaller batches
+        batch_size: int = 16,            # maps of 64 tokens at once; longer maps go in smaller batches
         progress: bool = False,          # show a bar
     ) -> tuple[list[str], np.ndarray]:   # class of each map; probabilities, float32, map × class
         "Name the pattern of each map"
@@ -655,7 +655,7 @@ def default_cnn(
         (partial/"training.safetensors").unlink()
     return PatternCNN.load(stage(cache_dir()/f"patterns-{short_hash(key)}", make))
 
-# %% ../nbs/16_patterns.ipynb #5a83d0d5
+# %% ../nbs/16_patterns.ipynb #1630cd35
 def name_heads(
     cnn: PatternCNN,                            # the classifier
     model: nn.Module,                           # a BERT or RoBERTa of Hugging Face
@@ -673,7 +673,7 @@ def name_heads(
         rows += [dict(text=text.index, layer=layer, head=head, pattern=name, probability=float(sure)) for (layer, head), name, sure in zip(places, names, probabilities.max(1))]
     return pd.DataFrame(rows).sort_values(["text", "layer", "head"], ignore_index=True)
 
-# %% ../nbs/16_patterns.ipynb #1630cd35
+# %% ../nbs/16_patterns.ipynb #7e4b6228
 def pattern_shares(
     named: pd.DataFrame,               # from `name_heads`, with any further columns
     by: list[str],                     # columns that tell groups apart, such as model and kind
@@ -684,7 +684,7 @@ def pattern_shares(
     if not len(named): raise BadInput("no head survives: there are no maps to count")
     return pd.crosstab([named[name] for name in by], named["pattern"], normalize="index").reindex(columns=list(CLASSES), fill_value=0.)
 
-# %% ../nbs/16_patterns.ipynb #e3949945
+# %% ../nbs/16_patterns.ipynb #1edc46bf
 def heterogeneous_correlation(
     named: pd.DataFrame,          # from `name_heads`
     surviving: np.ndarray,        # bool, layer × head
@@ -699,10 +699,10 @@ def heterogeneous_correlation(
     low, high = np.quantile(test.null_distribution, [.025, .975])
     return dict(pearson=float(test.statistic), low=float(low), high=float(high), p=float(test.pvalue))
 
-# %% ../nbs/16_patterns.ipynb #7f8df558
+# %% ../nbs/16_patterns.ipynb #f2338f43
 PUBLISHED = {"mix": "vertical+diagonal", "vertical + diagonal": "vertical+diagonal", "other": "heterogeneous"}
 
-# %% ../nbs/16_patterns.ipynb #fc769cd7
+# %% ../nbs/16_patterns.ipynb #edaaafba
 def published_shares(
     path: str | Path,     # JSON: setting → task → attention or weight normed → class → share
 ) -> pd.DataFrame:        # setting, task, kind (raw, norm) × classes
@@ -715,7 +715,7 @@ def published_shares(
                 rows[setting, task, "raw" if kind == "attention" else "norm"] = {name: names.get(name, 0.) for name in CLASSES}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task", "kind"])
 
-# %% ../nbs/16_patterns.ipynb #1e3a6c16
+# %% ../nbs/16_patterns.ipynb #59ba64d3
 def texts_of(
     spec: AttentionSpec,            # task, data, seed, texts, shortest
     tokenizer: Any,                 # of the spec's model
@@ -732,17 +732,17 @@ def texts_of(
     if not chosen: raise BadInput(f"no evaluation text of {spec.task} has {spec.shortest} to {spec.max_length} tokens")
     return chosen
 
-# %% ../nbs/16_patterns.ipynb #3be5005a
+# %% ../nbs/16_patterns.ipynb #547a5d93
 def classifier_of(
     spec: AttentionSpec,   # cnn, cnn_maps, cnn_epochs
 ) -> PatternCNN:           # the classifier
     "The classifier that a run names heads with"
     return PatternCNN.load(spec.cnn) if spec.cnn else default_cnn(spec.cnn_maps, spec.cnn_epochs)
 
-# %% ../nbs/16_patterns.ipynb #59ba64d3
+# %% ../nbs/16_patterns.ipynb #4882f0ed
 MODELS = {"pre-trained": lambda spec, root: theta0(target_spec(spec)), "fine-tuned": lambda spec, root: fine_tuned(spec, root)}
 
-# %% ../nbs/16_patterns.ipynb #547a5d93
+# %% ../nbs/16_patterns.ipynb #692f61ec
 def named_heads(
     spec: AttentionSpec,              # the run
     root: str | Path | None = None,   # folder of all runs
@@ -762,7 +762,7 @@ def named_heads(
     folder = stage(stage_folder(f"patterns-{slugged(spec.task)}-r{spec.seed}", depends | {"classifier": weights}, root), make)
     return pd.concat([pd.read_parquet(folder/f"{model}-{kind}.parquet") for model in MODELS for kind in ("raw", "norm")], ignore_index=True)
 
-# %% ../nbs/16_patterns.ipynb #4882f0ed
+# %% ../nbs/16_patterns.ipynb #3a54ac51
 def surviving_heads(
     spec: AttentionSpec,              # its ticket
     named: pd.DataFrame,              # from `named_heads`: the heads that there are
@@ -777,7 +777,7 @@ def surviving_heads(
     if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has {there[0]} × {there[1]}")
     return heads
 
-# %% ../nbs/16_patterns.ipynb #692f61ec
+# %% ../nbs/16_patterns.ipynb #51f9ae38
 def share_table(
     named: pd.DataFrame,               # from `named_heads`
     surviving: np.ndarray | None,      # bool, layer × head; None = no comparison
@@ -786,7 +786,7 @@ def share_table(
     groups = {"all": None} | ({"surviving": surviving} if surviving is not None and surviving.any() else {})
     return pd.concat({name: pattern_shares(named, ["model", "kind"], heads) for name, heads in groups.items()}, names=["heads"])
 
-# %% ../nbs/16_patterns.ipynb #3a54ac51
+# %% ../nbs/16_patterns.ipynb #a5154f1b
 def attention_result(
     spec: AttentionSpec,               # the run
     named: pd.DataFrame,               # from `named_heads`
@@ -802,7 +802,7 @@ def attention_result(
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
     return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | flat
 
-# %% ../nbs/16_patterns.ipynb #51f9ae38
+# %% ../nbs/16_patterns.ipynb #93d2de32
 def clearest(
     spec: AttentionSpec,              # the run
     named: pd.DataFrame,              # from `named_heads`
@@ -821,7 +821,7 @@ def clearest(
         found[f"{name}, layer {layer} head {head}"] = maps[layer][head]
     return found
 
-# %% ../nbs/16_patterns.ipynb #38c500c2
+# %% ../nbs/16_patterns.ipynb #8aee0709
 def annotation_notebook(
     spec: AttentionSpec,       # model, task, data, seed; `texts`: maps wanted, one a text as far as there are enough
     out: str | Path,           # JSONL file of labels, made by the first answer
