@@ -216,10 +216,9 @@ def run_masks(
     masks = {}
     for path in sorted(folder.glob("*/result.json")):
         result = read_json(path)
-        if result.get("template") != "structured" or result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
-        task, seed = result["spec"]["task"], str(result["spec"]["seed"])
-        if seed in masks.setdefault(task, {}): raise BadInput(f"{folder} holds two runs of task {task}, seed {seed}: agreement needs runs that differ in their seed only; give each setting its own folder")
-        masks[task][seed] = Gates.from_json(result["gates"]["good"])
+        if result.get("template") != "structured" or result["spec"].get("super_seeds") or result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
+        task, seed, good = result["spec"]["task"], str(result["spec"]["seed"]), Gates.from_json(result["gates"]["good"])
+        if masks.setdefault(task, {}).setdefault(seed, good) != good: raise BadInput(f"{folder} holds two runs of task {task}, seed {seed}, with other gates: agreement needs runs that differ in their seed only; give each setting its own folder")
     if not masks: raise BadInput(f"{folder} holds no finished structured runs that pruned {kind}")
     return {task: dict(sorted(by_seed.items(), key=lambda item: int(item[0]))) for task, by_seed in masks.items()}
 
