@@ -64,14 +64,16 @@ class Worker:
 
     def close(self):
         "Shut the kernel down"
+        from jupyter_core.utils import run_sync
         if not self.kernel: return
-        self.kernel.shutdown_kernel(now=True)
+        run_sync(self.kernel.shutdown_kernel)(now=True)
         if self.kernel.transport == "ipc": shutil.rmtree(Path(self.kernel.ip).parent, ignore_errors=True)
         self.kernel = None
 
     def ready(self) -> Any:
         "The kernel, started if need be (one retry) and empty of variables"
-        if self.kernel and self.kernel.is_alive(): self.clear()
+        from jupyter_core.utils import run_sync
+        if self.kernel and run_sync(self.kernel.is_alive)(): self.clear()
         else:
             try: self.kernel = start_kernel(self.root, self.threads)
             except RuntimeError: self.kernel = start_kernel(self.root, self.threads)
@@ -109,14 +111,15 @@ class Worker:
 def start_kernel(
     root: Path,            # folder of all runs, handed to the kernel as LOTTERY_NB_RUNS
     threads: int | None,   # CPU threads; None = as the environment says
-) -> Any:                  # a started jupyter_client KernelManager
+) -> Any:                  # a started jupyter_client AsyncKernelManager (a blocking one would never notice that its kernel died)
     "Start a kernel of this Python in the current folder"
-    from jupyter_client.manager import KernelManager
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
     env = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"LOTTERY_NB_RUNS": str(root), "TOKENIZERS_PARALLELISM": "false"}
     if threads: env["OMP_NUM_THREADS"] = str(threads)
     sockets = {"transport": "ipc", "ip": f"{tempfile.mkdtemp(prefix='lottery-nb-')}/kernel"} if os.name == "posix" else {}
-    kernel = KernelManager(kernel_name="python3", **sockets)
-    kernel.start_kernel(env=env, cwd=os.getcwd())
+    kernel = AsyncKernelManager(kernel_name="python3", **sockets)
+    run_sync(kernel.start_kernel)(env=env, cwd=os.getcwd())
     return kernel
 
 # %% ../nbs/19_sweep.ipynb #35665463
@@ -134,6 +137,7 @@ def run_notebook(
     try:
         with open(folder/"log.txt", "a", encoding="utf-8") as log:
             papermill.execute_notebook(template, folder/"run.ipynb", values, kernel_name="python3", progress_bar=progress, km=kernel, stdout_file=log, stderr_file=log)
+    except RuntimeError as error: raise RunFailed(f"the kernel died or did not answer: {error} (notebook {folder/'run.ipynb'}, log {folder/'log.txt'})") from None
     except PapermillExecutionError as error:
         if error.ename != "BadInput": raise RunFailed(f"{error.ename}: {error.evalue} (notebook {folder/'run.ipynb'}, log {folder/'log.txt'})") from None
         if fresh: shutil.rmtree(folder)
