@@ -22,7 +22,7 @@ demo: install   ## the main job on the embedded micro world: tickets, a table, a
 	$(BIN)/lottery-nb results --runs $(RUNS)/demo --summary --figure $(RUNS)/demo/score_against_sparsity.png
 
 test: install   ## the whole suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: install   ## speed and memory, as ratios in one process
 	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
