@@ -21,7 +21,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .files import BadInput, one_of
-from .spec import SPECS, RunSpec, make_spec, parse_value, read_grid
+from .spec import SPECS, make_spec, parse_value, read_grid
 from .store import read_result, results, run_folder, runs_root, verify_run
 from .sweep import RunFailed, Worker, sweep
 

@@ -11,9 +11,9 @@ __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAININ
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Iterator, get_args, get_type_hints
+from typing import Any, Iterator, get_type_hints
 
 from .files import BadInput, one_of, short_hash
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 from .files import BadInput, file_digest, read_json, short_hash, write_json
-from .spec import RunSpec, TicketSpec, make_spec
+from .spec import RunSpec, make_spec
 
 # %% ../nbs/10_store.ipynb #e35dbaef
 def runs_root(

@@ -8,7 +8,6 @@ __all__ = ['FORMAT', 'provenance_of', 'Ticket', 'card', 'write_mask', 'read_mask
 
 # %% ../nbs/05_tickets.ipynb #d290fea7
 import json
-import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
