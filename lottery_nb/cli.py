@@ -197,7 +197,9 @@ def agreement_command(
 ):
     "Say how far seeds agree on the heads and MLPs that survive."
     from lottery_nb.compare import MEANING, agreement_table, agreements, read_masks
-    found = agreements(read_masks(path, kind), draws)
+    masks = read_masks(path, kind)
+    found = agreements(masks, draws)
+    if left_out := [task for task in masks if task not in found]: typer.echo(f"left out, with one seed only: {', '.join(left_out)}", err=True)
     if as_json: return typer.echo(json.dumps(found))
     typer.echo(agreement_table(found).to_string())
     typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))

@@ -48,6 +48,7 @@ def source_spec(
     if not spec.source or spec.source == spec.task: return target
     usual = training_defaults(spec.task, spec.model)
     chosen = {k: v for k, v in asdict(target).items() if k not in usual or v != usual[k]}
+    if "mlm" in (spec.task, spec.source): del chosen["max_train"]
     return RunSpec(**(chosen | {"task": spec.source}))
 
 # %% ../nbs/11_magnitude.ipynb #2abbebac

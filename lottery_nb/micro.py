@@ -8,12 +8,12 @@ __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'O
            'KIND', 'TOP', 'PRONOUN', 'BARE', 'OPPOSITE', 'SAME', 'APPLIES', 'PLACE_WORD', 'CHANGES', 'COMPARED',
            'RELATIONS', 'ANSWERS', 'KIND_FACTS', 'WORD_FACTS', 'FACTS', 'QUESTIONS', 'ASKED', 'SCHEMAS',
            'QUESTION_FORMS', 'KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER',
-           'COSTS', 'ROWS', 'VERSION', 'SIZE', 'RECIPE', 'regular_plural', 'regular_past', 'read_groups', 'Pair',
-           'read_pairs', 'Draw', 'wheel', 'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say',
-           'swap_synonyms', 'change', 'general', 'entailed', 'Document', 'related', 'ask', 'story', 'winograd',
-           'verdict', 'present', 'questions', 'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab',
-           'micro_tokenizer', 'TaskRows', 'micro_task', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed',
-           'pack', 'batches', 'masked_batch', 'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained']
+           'COSTS', 'ROWS', 'SIZE', 'RECIPE', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs',
+           'Draw', 'wheel', 'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say', 'swap_synonyms',
+           'change', 'general', 'entailed', 'Document', 'related', 'ask', 'story', 'winograd', 'verdict', 'present',
+           'questions', 'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows',
+           'micro_task', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed', 'pack', 'batches',
+           'masked_batch', 'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained']
 
 # %% ../nbs/06_micro.ipynb #7f753bc2
 import math
@@ -26,7 +26,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
-from .files import atomic, one_of, read_json, short_hash, stage, write_json
+from .files import atomic, one_of, short_hash, stage, write_json
+from .spec import WORLD
 
 # %% ../nbs/06_micro.ipynb #ca0b4e83
 NOUNS = dict(
@@ -902,9 +903,8 @@ def micro_task(
     return {split: _split(name, split, *made, seed) for split, made in splits.items()}
 
 # %% ../nbs/06_micro.ipynb #b1ab5ac7
-VERSION = 1
 SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05, hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=4800, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, relation=1.5, echoes=16_000, seed=0, every=600)
+RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
 
 # %% ../nbs/06_micro.ipynb #fc44f689
 def micro_config(
@@ -994,7 +994,7 @@ def batches(
     import numpy as np
     length, size = (packed.tokens >= 0).sum(1), recipe["batch"]
     generator = np.random.Generator(np.random.PCG64(recipe["seed"]))
-    chunks = np.array_split(np.arange(recipe["steps"] * size), math.ceil(recipe["steps"] / 50))
+    chunks = np.split(np.arange(recipe["steps"] * size), range(50 * size, recipe["steps"] * size, 50 * size))
     steps = []
     for chunk in chunks:
         rows = chunk[np.argsort(length[chunk], kind="stable")].reshape(-1, size)
@@ -1088,17 +1088,16 @@ class Trainee:
 def pretrain(
     folder: Path,                 # where model, tokenizer and losses go; a checkpoint lies in it meanwhile
     architecture: str = "bert",   # bert or roberta
-    recipe: dict = RECIPE,        # see there
-    threads: int = 2,             # fixed, because sums depend on it
+    recipe: dict = RECIPE,        # see there; the number of threads is fixed because sums depend on it
 ) -> Path:                        # the folder
     "Pre-train a micro model, resuming from the checkpoint of a killed run"
     import torch
     from tqdm.auto import tqdm
-    packed = pack(lessons(recipe), architecture)
-    trainee, steps, checkpoint = Trainee(architecture, recipe), batches(packed, recipe), Path(folder)/"checkpoint.safetensors"
-    losses, before = trainee.load(checkpoint) if checkpoint.exists() else [], torch.get_num_threads()
-    torch.set_num_threads(threads)
+    packed, before = pack(lessons(recipe), architecture), torch.get_num_threads()
+    torch.set_num_threads(recipe["threads"])
     try:
+        trainee, steps, checkpoint = Trainee(architecture, recipe), batches(packed, recipe), Path(folder)/"checkpoint.safetensors"
+        losses = trainee.load(checkpoint) if checkpoint.exists() else []
         for i in (bar := tqdm(range(len(losses), len(steps)), f"pre-training micro-{architecture}", initial=len(losses), total=len(steps))):
             losses.append(trainee.step(i, masked_batch(packed, steps[i], i, recipe, architecture)))
             if i % 50 == 0: bar.set_postfix(loss=f"{losses[-1]:.2f}", refresh=False)
@@ -1122,7 +1121,7 @@ def micro_id(
 ) -> str:                         # changes whenever the pre-trained weights would
     "Name of a pre-trained micro model"
     sample = [list(d) for _, d in islice(documents(RECIPE["seed"]), 2000)]
-    return f"micro-{architecture}-{short_hash([VERSION, SIZE, RECIPE, micro_vocab(architecture), sample], 8)}"
+    return f"micro-{architecture}-{short_hash([WORLD, SIZE, RECIPE, micro_vocab(architecture), sample], 8)}"
 
 # %% ../nbs/06_micro.ipynb #542a23b2
 def pretrained(

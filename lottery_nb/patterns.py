@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import asdict
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -750,7 +749,7 @@ def named_heads(
     "Name every head of both models on every text, as a stage (Prasanna et al. 2020, Appendix F)"
     cnn, tokenizer = classifier_of(spec), load_tokenizer(spec.model)
     weights = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in cnn.state_dict().values())).hexdigest()
-    depends = {name: value for name, value in asdict(spec).items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
+    depends = {name: value for name, value in spec.differing().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
         for model, load in MODELS.items():

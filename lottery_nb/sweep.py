@@ -115,7 +115,7 @@ def start_kernel(
     "Start a kernel of this Python in the current folder"
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
-    env = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"LOTTERY_NB_RUNS": str(root), "TOKENIZERS_PARALLELISM": "false"}
+    env = {"GOMP_SPINCOUNT": "1000"} | os.environ | {"LOTTERY_NB_RUNS": str(root), "TOKENIZERS_PARALLELISM": "false"}
     if threads: env["OMP_NUM_THREADS"] = str(threads)
     sockets = {"transport": "ipc", "ip": f"{tempfile.mkdtemp(prefix='lottery-nb-')}/kernel"} if os.name == "posix" else {}
     kernel = AsyncKernelManager(kernel_name="python3", **sockets)

@@ -1,6 +1,9 @@
 "The micro world: every label right by construction, nothing unknown, nothing leaked, the same bytes everywhere, and pre-training that survives a kill."
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from itertools import islice
 
 import numpy as np
@@ -10,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from lottery_nb import micro
 from lottery_nb.files import BadInput, seal
+from lottery_nb.spec import RunSpec
 
 SEEDS = st.integers(0, 10**6)
 GLUE_COLUMNS = dict(
@@ -213,7 +217,22 @@ def test_same_bytes_for_a_seed_and_other_bytes_for_another(sample):
     assert micro.micro_task("mrpc", seed=1) != micro.micro_task("mrpc")
 
 
-GOLDEN = dict(mrpc="120f48bb27a8920d", corpus="217876132998643b", vocabulary="c804e749188b2910")   # a change of the world is a new VERSION, seen here
+GOLDEN = dict(mrpc="120f48bb27a8920d", corpus="217876132998643b", vocabulary="c804e749188b2910")
+
+
+def test_a_changed_world_or_pre_training_has_another_number():
+    "Old runs and stages are told from new ones by WORLD alone: raise it together with these names"
+    assert (micro.WORLD, micro.micro_id(), micro.micro_id("roberta")) == (2, "micro-bert-2c502eb0", "micro-roberta-16dcaa6e")
+    assert RunSpec(task="rte").differing()["world"] == micro.WORLD and "world" not in RunSpec(task="rte", model="bert-base-uncased").differing()
+
+
+def test_pre_training_gives_the_same_bytes_whatever_the_environment_says_of_threads(tmp_path):
+    code = "import sys; from lottery_nb.micro import RECIPE, pretrain; pretrain(sys.argv[1], recipe=RECIPE | dict(steps=3, batch=8, warmup=1, echoes=8))"
+    weights = []
+    for threads in ("1", "2"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path/threads)], env=os.environ | {"OMP_NUM_THREADS": threads}, check=True, capture_output=True)
+        weights.append((tmp_path/threads/"model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_bad_input():
