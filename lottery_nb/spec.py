@@ -6,12 +6,14 @@
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'CHOICES',
            'SPECS', 'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged',
            'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from',
-           'parse_value', 'read_bool', 'expand', 'points', 'read_grid']
+           'parse_value', 'read_bool', 'expand', 'blocks', 'points', 'block_errors', 'unknown_field', 'complaints',
+           'point_errors', 'check_point', 'where', 'read_grid', 'doubled_keys']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
 import re
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterator, get_type_hints
 
@@ -372,33 +374,138 @@ def read_bool(
 # %% ../nbs/00_spec.ipynb #9629111b
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
-) -> list[RunSpec]:       # every combination, in the order written, duplicates dropped
-    "Expand a grid into specs; all bad points are reported in one `BadInput`"
-    if not isinstance(grid, dict): raise BadInput(f"a grid must be a mapping with `template:` and fields, got {type(grid).__name__}")
-    specs, errors = {}, []
-    for block in grid.get("grids", [grid]):
+) -> list[RunSpec]:       # every combination, in the order written
+    "Expand a grid into specs; all that is wrong with it is one `BadInput`"
+    specs, asked, wrong = [], {}, {}
+    for block in blocks(grid):
+        for error in block_errors(block): wrong.setdefault(error, []).append({})
         for template, values in points(block):
-            try: spec = make_spec(template, values); specs.setdefault(spec.id, spec)
-            except BadInput as error: errors.append(f"{values}: {error}")
-    if errors: raise BadInput(f"{len(errors)} point(s) of the grid cannot be run:\n  " + "\n  ".join(dict.fromkeys(errors)))
-    if not specs: raise BadInput("the grid is empty: at least one list has no values")
-    return list(specs.values())
+            errors = point_errors(template, values)
+            for error in errors: wrong.setdefault(error, []).append(values)
+            if errors: continue
+            specs.append(make_spec(template, values))
+            asked.setdefault(specs[-1].id, []).append(values)
+    wrong |= {f"run {id} is asked for more than once": twins for id, twins in asked.items() if len(twins) > 1}
+    if wrong: raise BadInput(f"the grid has {len(wrong)} error(s), nothing was run:" + "".join(f"\n  {error}{where(found)}" for error, found in wrong.items()))
+    return specs
 
 # %% ../nbs/00_spec.ipynb #bd68920f
+def blocks(
+    grid: Any,         # what a grid file holds
+) -> list[dict]:       # its blocks
+    "The blocks of a grid"
+    if not isinstance(grid, dict): raise BadInput(f"a grid must be a mapping with `template:` and fields, got {type(grid).__name__}")
+    if "grids" not in grid: return [grid]
+    if beside := [str(name) for name in grid if name != "grids"]: raise BadInput(f"`grids:` must stand alone, got {', '.join(beside)} beside it")
+    if not isinstance(grid["grids"], list) or not grid["grids"]: raise BadInput("`grids:` must be a list of blocks, each with `template:` and fields")
+    return grid["grids"]
+
+# %% ../nbs/00_spec.ipynb #6e69688a
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
-) -> Iterator[tuple[str, dict]]:       # template and field values of each combination
+) -> Iterator[tuple[str, dict]]:       # template and field values of each combination; none where the block itself is wrong
     "Every combination of a block's lists"
+    if block_errors(block): return
     lists = {k: v if isinstance(v, list) else [v] for k, v in block.items() if k != "template"}
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #6e69688a
+# %% ../nbs/00_spec.ipynb #2665df91
+def block_errors(
+    block: Any,      # what stands for a block
+) -> list[str]:      # a template or fields that do not exist, lists without values
+    "What is wrong with a block, whatever the values"
+    if not isinstance(block, dict): return [f"a block must be a mapping with `template:` and fields, got {block!r}"]
+    errors = complaints([lambda: one_of("template", block.get("template", "ticket"), SPECS)])
+    if not errors:
+        kind = SPECS[block.get("template", "ticket")]
+        errors = [unknown_field(kind, name) for name in block if name != "template" and name not in {field.name for field in fields(kind)}]
+    return errors + [f"the grid is empty: the list of {name} has no values" for name, value in block.items() if value == []]
+
+# %% ../nbs/00_spec.ipynb #bec184be
+def unknown_field(
+    kind: type,    # a spec class
+    name: Any,     # what stands where a field should
+) -> str:          # such as "template ticket has no field 'sparsty' (did you mean 'sparsity'?)"
+    "What to say about a field that does not exist"
+    near = get_close_matches(str(name), [field.name for field in fields(kind)], 1)
+    return f"template {kind.template} has no field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+# %% ../nbs/00_spec.ipynb #01ddbdcd
+def complaints(
+    checks: list,    # functions without arguments
+) -> list[str]:      # what those that raise `BadInput` say
+    "The messages of checks that fail"
+    found = []
+    for check in checks:
+        try: check()
+        except BadInput as error: found.append(str(error))
+    return found
+
+# %% ../nbs/00_spec.ipynb #1147faba
+def point_errors(
+    template: str,    # name of a template
+    values: dict,     # field → value
+) -> list[str]:       # empty for a point that can be run
+    "Everything that is wrong with a point of a grid"
+    found = []
+    while errors := complaints([lambda: check_point(template, values)]):
+        found += errors
+        others = [{k: v for k, v in values.items() if k != name} for name in values]
+        values = next((left for left in others if complaints([lambda: check_point(template, left)]) != errors), {})
+    return found
+
+# %% ../nbs/00_spec.ipynb #396581a8
+def check_point(
+    template: str,    # name of a template
+    values: dict,     # field → value
+):
+    "Refuse values of a wrong kind, values a spec refuses, and values that contradict each other"
+    for name, kind in get_type_hints(SPECS[template]).items():
+        value = values.get(name)
+        if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None and not isinstance(value, str) and kind is str):
+            raise BadInput(f"{name} must be {kind.__name__}, got {value!r}" + (" (in YAML, 2e-5 is text and 2.0e-5 a number)" if re.fullmatch(r"\d+e-?\d+", str(value)) else ""))
+    spec = make_spec(template, values)
+    given = {name: values[name] for name in values if values[name] is not None}
+    for winner, loser in (("max_steps", "epochs"), ("round_steps", "round_epochs")):
+        if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} contradict each other: give one of them")
+    if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} contradict each other: the full model has sparsity 0")
+    if given.get("method") == "standard" and given.get("rewind"): raise BadInput(f"method standard and rewind {given['rewind']} contradict each other: standard pruning does not rewind")
+
+# %% ../nbs/00_spec.ipynb #f929a4c9
+def where(
+    found: list[dict],   # the points that an error is about; empty mappings say nothing
+) -> str:                # such as " (3 points; the first: task sst2, seed 0)"
+    "Say which points an error is about"
+    named = [", ".join(f"{name} {value}" for name, value in values.items()) for values in found if values]
+    if not named: return ""
+    return f" ({len(named)} points; the first: {named[0]})" if len(named) > 1 else f" ({named[0]})"
+
+# %% ../nbs/00_spec.ipynb #b616cdc4
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs
     "Read and expand a grid file"
     import yaml
-    try: return expand(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        twice = list(dict.fromkeys(doubled_keys(yaml.compose(text))))
+        grid = yaml.safe_load(text)
     except FileNotFoundError: raise BadInput(f"grid file {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error: raise BadInput(f"{path} is not valid YAML: {error}") from None
+    if twice: raise BadInput(f"{path} gives keys twice: {'; '.join(twice)}")
+    return expand(grid)
+
+# %% ../nbs/00_spec.ipynb #fe282c09
+def doubled_keys(
+    node: Any,           # a node of `yaml.compose`
+) -> Iterator[str]:      # such as "sparsity (line 3)"
+    "Keys that a YAML mapping gives more than once"
+    import yaml
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen: yield f"{key.value} (line {key.start_mark.line + 1})"
+            seen.add(str(key.value))
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for part in child if isinstance(child, tuple) else (child,): yield from doubled_keys(part)
