@@ -214,8 +214,9 @@ def outcome_bars(
         ax.bar(np.arange(2) + .27*(position - 1), values.mean(), .25, yerr=values.std(ddof=1).fillna(0), color=colour, capsize=3, label=kind)
     ax.axhline(rows.full_score.mean(), color=METHOD_COLOURS["dense"], linestyle="--", linewidth=1, label="full model")
     ax.axhline(rows.majority.mean(), color=METHOD_COLOURS["dense"], linestyle=":", linewidth=1, label="majority")
-    ax.set(xticks=range(2), xticklabels=["pruned", "retrained"], ylabel=rows.metric.iloc[0].replace("_", " "), title=f"{task}: {100*rows.good_size.mean():.0f} % of the weights kept")
-    ax.legend(frameon=False, fontsize=7, ncol=2)
+    ax.set(xticks=range(2), xticklabels=["pruned", "retrained"], ylabel=rows.metric.iloc[0].replace("_", " "))
+    ax.set_title(f"{task}: {100*rows.good_size.mean():.0f} % of the weights kept", pad=34)
+    ax.legend(frameon=False, fontsize=7, ncol=3, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax
 
 # %% ../nbs/18_figures.ipynb #7b61c211
