@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'run',
-           'sweep_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check',
-           'main']
+           'sweep_command', 'gpu_workers', 'report', 'duration', 'status_command', 'text_table', 'results_command',
+           'summarised', 'info', 'verify_command', 'ticket_folder', 'agreement_command', 'annotate_command', 'doctor',
+           'checks', 'device_check', 'folder_check', 'data_check', 'main']
 
 # %% ../nbs/20_cli.ipynb #b2b35257
 import inspect
@@ -23,7 +23,7 @@ import typer
 from .files import BadInput, one_of
 from .spec import SPECS, make_spec, parse_value, read_grid
 from .store import read_result, results, run_folder, runs_root, verify_run
-from .sweep import RunFailed, Worker, sweep
+from .sweep import RunFailed, Worker, gpu_slots, progress, sweep, visible_gpus
 
 # %% ../nbs/20_cli.ipynb #918d8492
 def field_help(
@@ -114,21 +114,81 @@ def run(
 def sweep_command(
     grid: Annotated[Path, typer.Argument(help="YAML file: `template:` and fields, lists expand to their product.")],
     runs: Runs = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with its own kernel.")] = 1,
+    workers: Annotated[Optional[int], typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each run at a time.")] = None,
+    gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
+    runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs only.")] = False,
 ):
     "Execute every run of a grid; finished runs are kept, a failed one does not stop the others."
     specs = read_grid(grid)
     if dry_run: return typer.echo("\n".join(spec.id + ("  done" if read_result(run_folder(spec, runs)) else "") for spec in specs))
-    begun, failed = time.time(), []
-    for count, (spec, result) in enumerate(sweep(specs, runs, workers, force), 1):
-        if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
-        typer.echo(f"[{count}/{len(specs)}, {time.time() - begun:.0f} s] {failed[-1] if isinstance(result, Exception) else sentence(result)}")
+    devices = gpu_workers(workers, gpus, runs_per_gpu)
+    ready = 0 if force else sum((run_folder(spec, runs)/"result.json").exists() for spec in specs)
+    report(specs, sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices), ready)
     typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
-    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
 
 # %% ../nbs/20_cli.ipynb #14461bf1
+def gpu_workers(
+    workers: int | None,        # --workers
+    gpus: str | None,           # --gpus
+    runs_per_gpu: int | None,   # --runs-per-gpu
+) -> list[str] | None:          # CUDA_VISIBLE_DEVICES of each worker; None without --gpus
+    "What --gpus asks for"
+    if gpus is None and runs_per_gpu is not None: raise BadInput(f"runs-per-gpu {runs_per_gpu} needs --gpus, such as --gpus 0,1")
+    if gpus is not None and workers is not None: raise BadInput(f"workers {workers} and gpus {gpus} contradict each other: give --gpus and --runs-per-gpu")
+    return None if gpus is None else gpu_slots(gpus, 1 if runs_per_gpu is None else runs_per_gpu, visible_gpus())
+
+# %% ../nbs/20_cli.ipynb #c742aa62
+def report(
+    specs: list,              # the runs of a grid
+    ended: Any,               # iterator over (spec, result or exception), from `sweep`
+    ready: int = 0,           # runs that were finished before
+):
+    "Say each run's outcome as it ends; `RunFailed` lists those that failed"
+    begun, failed = time.time(), []
+    for count, (spec, result) in enumerate(ended, 1):
+        if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
+        seconds = time.time() - begun
+        ahead = f", about {duration(seconds * (len(specs) - count) / (count - ready))} left" if ready < count < len(specs) else ""
+        typer.echo(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] {failed[-1] if isinstance(result, Exception) else sentence(result)}")
+    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
+
+# %% ../nbs/20_cli.ipynb #bda6aa70
+def duration(
+    seconds: float,   # how long something takes
+) -> str:             # such as "40 s", "12 min" or "3.5 h"
+    "A time as a person says it"
+    if seconds < 90: return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+# %% ../nbs/20_cli.ipynb #2f2a00f9
+@app.command("status")
+def status_command(
+    grid: Annotated[Path, typer.Argument(help="YAML file of a sweep.")],
+    runs: Runs = None,
+    as_json: Json = False,
+):
+    "Say how far a grid is, while a sweep runs or after it."
+    found = progress(read_grid(grid), runs)
+    if as_json: return typer.echo(json.dumps(found))
+    total = {"template": "all", "task": "", "method": ""} | found["total"]
+    typer.echo(text_table([*found["rows"], total]))
+    left, at_once = found["seconds_left"], max(1, found["total"]["running"])
+    if left: typer.echo(f"about {duration(left)} left with {at_once} at a time")
+    if found["total"]["failed"]: typer.echo(f"why runs failed: {runs_root(runs)}/ID/failed.txt")
+
+# %% ../nbs/20_cli.ipynb #b1a88fdf
+def text_table(
+    rows: list[dict],   # all with the same keys
+) -> str:               # one line a row under the keys: texts to the left, numbers to the right
+    "A table for a terminal"
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
+    left = [isinstance(value, str) for value in lines[-1]]
+    return "\n".join("  ".join(str(value).ljust(w) if l else str(value).rjust(w) for value, w, l in zip(line, widths, left)).rstrip() for line in lines)
+
+# %% ../nbs/20_cli.ipynb #8a285c98
 @app.command("results")
 def results_command(
     runs: Runs = None,
@@ -146,7 +206,7 @@ def results_command(
     shown = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id") if name in table]
     typer.echo((table if summary else table[shown]).to_string(index=False, float_format="{:.4f}".format))
 
-# %% ../nbs/20_cli.ipynb #2615004f
+# %% ../nbs/20_cli.ipynb #68301707
 def summarised(
     table: Any,              # pandas DataFrame, the results table
     summary: bool,           # return the summary instead
@@ -157,7 +217,7 @@ def summarised(
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 
-# %% ../nbs/20_cli.ipynb #c742aa62
+# %% ../nbs/20_cli.ipynb #14757cdf
 @ticket_app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="A ticket's folder, or a run's.")],
@@ -168,7 +228,7 @@ def info(
     provenance = Ticket.load(ticket_folder(path)).provenance
     typer.echo(json.dumps(provenance) if as_json else "\n".join(f"{k:<14} {v}" for k, v in provenance.items()))
 
-# %% ../nbs/20_cli.ipynb #bda6aa70
+# %% ../nbs/20_cli.ipynb #84a1f066
 @ticket_app.command("verify")
 def verify_command(
     path: Annotated[Path, typer.Argument(help="A ticket's folder, or a finished run's.")],
@@ -179,7 +239,7 @@ def verify_command(
     ticket = Ticket.load(ticket_folder(path))
     typer.echo(f"{path}: good; {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
 
-# %% ../nbs/20_cli.ipynb #27db702c
+# %% ../nbs/20_cli.ipynb #c257ab31
 def ticket_folder(
     path: Path,   # a ticket's folder or a run's
 ) -> Path:        # the ticket's folder
@@ -187,7 +247,7 @@ def ticket_folder(
     if not path.exists(): raise BadInput(f"ticket folder {path} does not exist")
     return path/"ticket" if (path/"ticket").is_dir() else path
 
-# %% ../nbs/20_cli.ipynb #b1a88fdf
+# %% ../nbs/20_cli.ipynb #f92c3a49
 @app.command("agreement")
 def agreement_command(
     path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as JSON, plain or .gz.")],
@@ -204,7 +264,7 @@ def agreement_command(
     typer.echo(agreement_table(found).to_string())
     typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))
 
-# %% ../nbs/20_cli.ipynb #1fcae52a
+# %% ../nbs/20_cli.ipynb #302fd6da
 @app.command("annotate")
 def annotate_command(
     out: Annotated[Path, typer.Option(help="JSONL file of labels; every answer is appended at once.")],
@@ -226,7 +286,7 @@ def annotate_command(
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 
-# %% ../nbs/20_cli.ipynb #8a285c98
+# %% ../nbs/20_cli.ipynb #b14fbc20
 @app.command()
 def doctor(runs: Runs = None):
     "Say what is installed, where data and runs lie, and what is missing."
@@ -234,7 +294,7 @@ def doctor(runs: Runs = None):
     typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
     if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
-# %% ../nbs/20_cli.ipynb #68301707
+# %% ../nbs/20_cli.ipynb #54157339
 def checks(
     runs: str | None = None,               # folder of all runs
 ) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
@@ -246,14 +306,14 @@ def checks(
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
     return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
 
-# %% ../nbs/20_cli.ipynb #14757cdf
+# %% ../nbs/20_cli.ipynb #11239b01
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
     import torch
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return "device", True, name
 
-# %% ../nbs/20_cli.ipynb #84a1f066
+# %% ../nbs/20_cli.ipynb #e509cfbb
 def folder_check(
     name: str,      # what the folder is for
     folder: Path,   # where it is
@@ -266,7 +326,7 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
-# %% ../nbs/20_cli.ipynb #c257ab31
+# %% ../nbs/20_cli.ipynb #9b51de6e
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
     import os
@@ -274,7 +334,7 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
 
-# %% ../nbs/20_cli.ipynb #302fd6da
+# %% ../nbs/20_cli.ipynb #99f02e9b
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code

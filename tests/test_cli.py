@@ -154,4 +154,39 @@ def test_doctor_is_content_here(tmp_path, capsys):
 def test_help_names_every_field(capsys):
     assert main(["run", "ticket", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in shown for name in TicketSpec().differing() | {"sparsity": 0, "rewind": 0, "max_train": 0} if name != "template")
+    assert all(f"--{name.replace('_', '-')}" in shown for name in TicketSpec.__dataclass_fields__)
+
+
+def test_status_is_light(tmp_path):
+    "Neither torch nor pandas: it answers at once"
+    (tmp_path/"grid.yaml").write_text("seed: [0, 1]\n")
+    code = f"import sys; from lottery_nb.cli import main; main(['status', {str(tmp_path/'grid.yaml')!r}, '--runs', {str(tmp_path/'runs')!r}]); print([m for m in ('torch', 'transformers', 'pandas', 'papermill') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and done.stdout.splitlines()[1].split() == ["ticket", "sst2", "imp", "0", "0", "0", "2"]
+    assert not (tmp_path/"runs").exists()
+
+
+def test_status_follows_a_sweep_through_kill_and_failure(tiny_model, tiny_data, tmp_path):
+    (tmp_path/"grid.yaml").write_text(f"template: ticket\ntask: {tiny_data}\nmodel: [{tiny_model}, {tmp_path/'broken'}]\nmethod: omp\nsparsity: 0.5\nmax_steps: 3000\nmax_length: 16\n")
+    states = lambda: json.loads(lottery("status", tmp_path/"grid.yaml", "--runs", tmp_path/"runs", "--json").stdout)["total"]
+    process = subprocess.Popen([COMMAND, "sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not states()["running"]: time.sleep(.1)
+    assert states() == dict(done=0, running=1, failed=0, waiting=1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while time.time() < deadline and states()["running"]: time.sleep(.1)
+    assert states() == dict(done=0, running=0, failed=0, waiting=2)
+    for folder in (tmp_path/"runs").glob("reviews-*"): (folder/"failed.txt").write_text("ZeroDivisionError\n")
+    assert states()["failed"] == 1 and "failed.txt" in lottery("status", tmp_path/"grid.yaml", "--runs", tmp_path/"runs").stdout
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--gpus", "0,x"], "such as 0,1; got '0,x'"), (["--gpus", "0,0"], "different numbers"), (["--gpus", "1,7"], "there is no GPU 7; this process sees 2 GPU(s)"), (["--gpus", ""], "got ''"),
+    (["--gpus", "0", "--workers", "2"], "workers 2 and gpus 0 contradict"), (["--runs-per-gpu", "2"], "needs --gpus"), (["--gpus", "0", "--runs-per-gpu", "0"], "runs-per-gpu must be at least 1"),
+    (["--workers", "0"], "workers must be at least 1, got 0")], ids=" ".join)
+def test_bad_devices_are_2_before_anything_runs(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lottery_nb.cli.visible_gpus", lambda: ["0", "1"])
+    (tmp_path/"grid.yaml").write_text("template: ticket\n")
+    assert main(["sweep", str(tmp_path/"grid.yaml"), "--runs", str(tmp_path/"runs"), *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path/"runs").exists()

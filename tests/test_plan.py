@@ -51,7 +51,7 @@ def test_two_spellings_of_one_run_are_a_duplicate():
 
 def test_a_bad_grid_is_2_and_leaves_nothing(tmp_path, capsys):
     (tmp_path/"grid.yaml").write_text("template: ticket\nsparsty: [0.5, 0.7]\nseed: [0, 0]\n")
-    for command in (["sweep"], ["sweep", "--dry-run"]):
+    for command in (["sweep"], ["sweep", "--dry-run"], ["status"]):
         assert main([*command, str(tmp_path/"grid.yaml"), "--runs", str(tmp_path/"runs")]) == 2
         assert "has no field 'sparsty' (did you mean 'sparsity'?)" in capsys.readouterr().err
     assert not (tmp_path/"runs").exists()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import papermill
@@ -12,7 +13,7 @@ import pytest
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.spec import SPECS, TicketSpec
 from lottery_nb.store import open_run, read_result, run_folder
-from lottery_nb.sweep import RunFailed, Worker, check_template, sweep, template_path
+from lottery_nb.sweep import RunFailed, Worker, check_template, gpu_slots, state, sweep, template_path, visible_gpus
 
 
 @pytest.fixture
@@ -77,6 +78,9 @@ def test_a_failed_run_keeps_what_is_needed_to_see_why(spec, tmp_path):
     with Worker(tmp_path/"runs") as worker, pytest.raises(RunFailed, match="ZeroDivisionError.*run.ipynb.*log.txt"): worker.execute(spec, template=tmp_path/"broken.ipynb")
     folder = run_folder(spec, tmp_path/"runs")
     assert "so far" in (folder/"log.txt").read_text() and (folder/"run.ipynb").exists()
+    assert state(spec, tmp_path/"runs") == "failed" and "ZeroDivisionError" in (folder/"failed.txt").read_text()
+    with Worker(tmp_path/"runs") as worker: worker.execute(spec)
+    assert state(spec, tmp_path/"runs") == "done" and not (folder/"failed.txt").exists()
 
 
 def test_finished_runs_cost_no_kernel(spec, tmp_path):
@@ -107,3 +111,25 @@ def test_a_killed_sweep_leaves_no_orphans(tiny_model, tiny_data, tmp_path):
     process.wait()
     while time.time() < deadline and processes_mentioning(mark): time.sleep(.2)
     assert processes_mentioning(mark) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see processes")
+def test_every_kernel_of_a_sweep_sees_its_own_gpu(spec, tmp_path, monkeypatch):
+    mark, seen = f"LOTTERY_TEST_{tmp_path.name}", set()
+    monkeypatch.setenv(mark, "1")
+    specs = [replace(spec, seed=seed) for seed in range(4)]
+    for _, result in sweep(specs, tmp_path, workers=2, devices=gpu_slots("1,0", 1, ["5", "7"])):
+        assert result["method"] == "omp"
+        for path in Path("/proc").glob("[0-9]*"):
+            try: environment, command = dict(pair.split("=", 1) for pair in (path/"environ").read_text().split("\0") if "=" in pair), (path/"cmdline").read_text()
+            except (OSError, UnicodeDecodeError): continue
+            if mark in environment and "ipykernel" in command: seen.add(environment["CUDA_VISIBLE_DEVICES"])
+    assert seen == {"5", "7"}
+
+
+def test_gpus_are_counted_among_those_that_are_visible(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f")
+    assert visible_gpus() == ["3", "GPU-5f"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
