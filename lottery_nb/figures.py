@@ -82,12 +82,15 @@ def score_curve(
 def score_curves(
     results: pd.DataFrame,   # the results table
 ) -> np.ndarray:             # array of axes, one per task
-    "Score against sparsity, one panel per task"
+    "Score against sparsity, one panel per task, four in a row"
     tasks = sorted(results.task.unique())
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2*len(tasks), 3.4), squeeze=False, layout="constrained")
-    for task, ax in zip(tasks, axes[0]): score_curve(results, task, ax)
-    for ax in axes[0][:-1]: ax.get_legend().remove()
-    return axes[0]
+    rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
+    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.8*columns, 3.3*rows), squeeze=False, layout="constrained")
+    for task, ax in zip(tasks, axes.flat): score_curve(results, task, ax).get_legend().remove()
+    for ax in axes.flat[len(tasks):]: ax.set_axis_off()
+    labels = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(labels.values(), labels, loc="outside right center", frameon=False)
+    return axes.flat[:len(tasks)]
 
 # %% ../nbs/18_figures.ipynb #ba4cc9a0
 def loss_scatter(
