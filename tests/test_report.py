@@ -1,0 +1,210 @@
+"""Reports: tables from run folders, sentences from numbers, and pages from notebooks."""
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from lottery_nb import report
+from lottery_nb.compare import transfer_to_own
+from lottery_nb.files import BadInput, write_json
+from lottery_nb.masks import Mask
+from lottery_nb.report import averages, chen_table, chosen, finding, gaps, paper_table, rank_correlation, render, rewinding, ticket_runs, transfer_matrix, verdict, worlds
+from lottery_nb.spec import MagnitudeSpec, TicketSpec
+from lottery_nb.store import finish, open_run, read_result
+from lottery_nb.tickets import Ticket
+
+LOSS = {"dense": 0, "imp": .01, "standard": .02, "tamt-mlm": .002, "tamt-kd": .005, "omp": .1, "random": .5}   # of score, per unit of sparsity
+WEIGHT = {"sst2": 1, "mrpc": 2, "mlm": .5}
+METRICS = {"sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "mlm": ("accuracy",)}
+
+
+def write(root, **values):
+    "One finished run: its scores follow from its spec"
+    spec = TicketSpec(max_steps=4, **values)
+    folder = open_run(spec, root)
+    loss = LOSS[spec.method] * WEIGHT[spec.task] * (2 if spec.source not in ("", spec.task, "mlm") else 1) + (.4 if spec.start != "pretrained" else 0)
+    full, ticket = .9 + .01*spec.seed, .905 - loss*spec.sparsity + .01*spec.seed - (.02 if spec.mask_init == "random" else 0) - (.01 if spec.mask_at else 0)
+    scores = {name: ticket - .1*i for i, name in enumerate(METRICS[spec.task])}
+    if spec.method != "dense":
+        mask = torch.rand(400, generator=torch.Generator().manual_seed(len(spec.method))) >= spec.sparsity
+        Ticket(Mask({"w": mask})).save(folder/"ticket")
+    finish(folder, task=spec.task, method=spec.method, seed=spec.seed, metric=METRICS[spec.task][0], score=ticket, full_score=full, sparsity=spec.sparsity, scores=scores,
+           full_scores={name: full - .1*i for i, name in enumerate(scores)}, mlm_loss=2 + 3*loss + .1*spec.sparsity, kd_loss=.1 + loss)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A small study of both papers' shapes: two tasks and MLM, two seeds, two sparsities"
+    root = tmp_path_factory.mktemp("study")/"runs"
+    for task in METRICS:
+        for seed in range(2):
+            write(root, task=task, method="dense", seed=seed)
+            for sparsity in (.5, .7):
+                for method in ("imp", "omp", "random", "tamt-mlm", "tamt-kd"): write(root, task=task, method=method, sparsity=sparsity, seed=seed)
+                for source in METRICS: source == task or write(root, task=task, method="imp", source=source, sparsity=sparsity, seed=seed)
+                write(root, task=task, method="imp", start="reinit", sparsity=sparsity, seed=seed)
+    write(root, task="sst2", method="standard", source="mlm", sparsity=.7)
+    for task in ("sst2", "mrpc"):
+        write(root, task=task, method="tamt-mlm", sparsity=.7, mask_at=60)
+        write(root, task=task, method="tamt-mlm", sparsity=.7, mask_init="random")
+    finish(open_run(MagnitudeSpec(), root), task="sst2", method="m-pruning", metric="accuracy", score=.1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folder): return worlds(folder)["micro"]
+
+
+def test_only_ticket_runs_are_read_and_sources_named(folder, runs):
+    assert set(runs.template) == {"ticket"} and len(runs) == len(list(folder.glob("*/result.json"))) - 1
+    assert runs.own.sum() == (runs.source == runs.task).sum() and set(runs.source) == set(METRICS)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_saved_table_serves_as_well_as_the_folder(runs, tmp_path, kind):
+    getattr(runs, f"to_{kind}")(tmp_path/f"runs.{kind}", index=False)
+    again = worlds(tmp_path/f"runs.{kind}")["micro"]
+    pd.testing.assert_frame_equal(chen_table(again), chen_table(runs))
+    assert set(again.folder) == {""}
+
+
+def test_an_empty_place_has_columns_and_no_rows(tmp_path):
+    table = ticket_runs(tmp_path)
+    assert len(table) == 0 and {"task", "source", "own", "mlm_loss", "folder"} <= set(table)
+    assert len(averages(table)) == 0 and len(rank_correlation(table)) == 0 and gaps(table) == [] and len(chen_table(table)) == 0 and len(rewinding(table, "mlm")) == 0
+
+
+def test_models_never_meet(folder, runs, tmp_path):
+    runs.assign(model="some/where/other-bert").to_csv(tmp_path/"other.csv", index=False)
+    found = worlds(folder, "", tmp_path/"other.csv")
+    assert list(found) == ["micro", "other-bert"] and len(found["micro"]) == len(found["other-bert"])
+
+
+@pytest.mark.parametrize("criterion", ["std_sub", "std_full", "strict"])
+def test_table_2_by_brute_force(runs, criterion):
+    table = chen_table(runs, criterion)
+    for task in METRICS:
+        full = [.9, .91]
+        wins = {}
+        for s in (.5, .7):
+            scores = [.905 - LOSS["imp"]*WEIGHT[task]*s + .01*seed for seed in range(2)]
+            slack = {"strict": 0, "std_sub": np.std(scores, ddof=1), "std_full": np.std(full, ddof=1)}[criterion]
+            if np.mean(scores) >= np.mean(full) - slack - 1e-9: wins[s] = scores
+        assert table.loc[("full", "mean"), task] == pytest.approx(90.5)
+        if not wins: assert table.loc[[("sparsity", "%"), ("imp", "mean")], task].isna().all(); continue
+        best = max(wins)
+        assert table.loc[("sparsity", "%"), task] == pytest.approx(100*best)
+        for name, f in (("mean", np.mean), ("median", np.median), ("best", max), ("std", lambda v: np.std(v, ddof=1))):
+            assert table.loc[("imp", name), task] == pytest.approx(100*f(wins[best]))
+        assert table.loc[("reinit", "mean"), task] == pytest.approx(table.loc[("imp", "mean"), task] - 40*best)
+
+
+def test_table_6_uses_the_other_metric(runs):
+    both = report.both_metrics(runs)
+    assert list(both) == ["MRPC, F1", "MRPC, Accuracy"]
+    assert both["MRPC, Accuracy"]["full", "mean"] - both["MRPC, F1"]["full", "mean"] == pytest.approx(10)
+
+
+def test_transfer_matrix_agrees_with_compare(runs):
+    points, as_good, count = transfer_matrix(runs, .7)
+    tickets = chosen(runs, ("own",), method="imp", asked_sparsity=.7)
+    difference, at_least = transfer_to_own(tickets)
+    for source in METRICS:
+        assert count[source] == at_least[source] - 1
+        for task in METRICS: assert as_good.at[source, task] == (difference.at[source, task] >= -1e-9)
+    assert points.at["mlm", "sst2"] == pytest.approx(100*(tickets[(tickets.source == "mlm") & (tickets.task == "sst2")].score.mean() - .905))
+    assert "pruning θ0" in points.index
+
+
+def test_own_winning_sparsity_takes_each_source_at_its_own(runs):
+    levels = chen_table(runs).loc[("sparsity", "%")].dropna() / 100
+    rows = report.transfer_runs(runs, None)
+    assert {source: set(group.asked_sparsity) for source, group in rows.groupby("source")} == {source: {s} for source, s in levels.items()}
+
+
+def test_rank_correlation_by_hand(runs):
+    table = rank_correlation(runs).set_index(["task", "sparsity"])
+    rows = chosen(runs, ("own",), task="mrpc", asked_sparsity=.5)
+    rows = rows[rows.method.isin(["omp", "random", "tamt-mlm", "tamt-kd"]) | (rows.method == "imp") & (rows.source == "mlm")]
+    assert table.at[("mrpc", .5), "points"] == len(rows)
+    assert table.at[("mrpc", .5), "rho"] == pytest.approx(np.corrcoef(rankdata(rows.mlm_loss), rankdata(rows.score))[0, 1])
+    assert table.at[("average", .5), "rho"] < -.9
+    with pytest.raises(BadInput, match="loss must be one of mlm_loss, kd_loss"): rank_correlation(runs, "loss")
+
+
+def test_a_ticket_that_lacks_a_usual_task_has_no_average(runs):
+    final = chosen(runs, ("own",))
+    whole, fewer = averages(final), averages(final[(final.task != "mlm") | (final.method != "tamt-kd")])
+    assert set(whole.method) - set(fewer.method) == {"tamt-kd"} and set(whole.tasks) == set(fewer.tasks) == {3}
+    omp = final[(final.method == "omp") & (final.asked_sparsity == .5)]
+    assert whole.query("method == 'omp' and asked_sparsity == .5").score.item() == pytest.approx(omp.groupby("task").score.mean().mean())
+
+
+def test_rewinding_needs_its_reference(runs):
+    table = rewinding(runs, "mlm")
+    assert table.loc["rewind to 0 %"].dropna().eq(0).all() and table.at["standard pruning", "sst2"] < 0
+    assert rewinding(runs[runs.method == "standard"], "mlm").empty
+
+
+def test_gaps_name_what_is_missing(runs):
+    assert gaps(runs[(runs.task != "mrpc") | (runs.method != "omp") | (runs.seed == 0)]) == ["mrpc, omp: of 2 seeds 50 % has 1, 70 % has 1"]
+
+
+@pytest.mark.parametrize("gains, said", [([1, 2], "holds, everywhere"), ([1, -2], "holds in part, in 1 of 2 (not b)"), ([-1, -2], "does not hold, in 0 of 2"), ([np.nan, np.nan], "no runs to judge it by"), ([0, 1], "not a")])
+def test_findings(gains, said): assert said in finding("it helps", pd.Series(gains, ["a", "b"], dtype=float))
+
+
+def test_verdict_on_the_papers_own_numbers_is_full_agreement():
+    row = paper_table("chen_2020", "Table 2").iloc[1]
+    assert verdict(row, row) == "same sign in 11 of 11, same order, within 0.0 points (median 0.0)"
+    assert "same sign in 0 of 11, rank correlation -1.00" in verdict(-row, row)
+    assert "nothing of ours for MNLI" in verdict(row.iloc[1:], row)
+
+
+@pytest.mark.parametrize("paper", report.PAPERS)
+def test_reports_are_shipped_with_one_parameters_cell(paper):
+    assert report.report_path(paper).read_text().count('"parameters"') == 1
+
+
+SENTENCES = {
+    "chen_2020": ["IMP over random, micro: holds, everywhere", "a winning ticket on 3 of 3 tasks", "tickets that transfer best at 70 % (micro)", "standard pruning of mlm", "pruned weights in common"],
+    "liu_2022": ["micro, average score, tamt-mlm above imp: holds, everywhere", "a lower loss goes with a higher average score: holds", "an OMP start beats a random start: holds", "reaches IMP", "Jaccard of TAMT-MLM and IMP at 70 %"],
+}
+
+
+def text_of(page): return page.read_text().replace("&#39;", "'").replace("\n", " ")
+
+
+@pytest.mark.parametrize("paper", SENTENCES)
+def test_a_report_of_a_small_study(paper, folder, tmp_path):
+    page = render(paper, folder, tmp_path/"pages"/"report.html")
+    assert [sentence for sentence in SENTENCES[paper] if sentence not in text_of(page)] == []
+    assert "data:image/png" in page.read_text() and list(page.parent.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("paper", SENTENCES)
+def test_a_report_of_a_partial_study(paper, folder, tmp_path):
+    "A third of the runs, the full models not among them, and a half-written one"
+    for i, path in enumerate(sorted(folder.glob("*/result.json"))):
+        spec = read_result(path.parent)["spec"]
+        if i % 3 == 0 and spec.get("method") not in ("dense", None): shutil.copytree(path.parent, tmp_path/"runs"/path.parent.name)
+    open_run(TicketSpec(task="qqp"), tmp_path/"runs")
+    page = render(paper, tmp_path/"runs", tmp_path/"report.html")
+    assert "micro lacks" in text_of(page)
+
+
+@pytest.mark.parametrize("paper", report.PAPERS)
+def test_a_report_without_runs_shows_the_papers_side(paper, tmp_path):
+    (tmp_path/"runs").mkdir()
+    assert "only the paper's side is shown" in text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
+
+
+def test_a_damaged_result_is_named_and_no_page_is_left(folder, tmp_path):
+    one = next(folder.glob("sst2-imp-*"))
+    shutil.copytree(one, tmp_path/"runs"/one.name)
+    write_json(tmp_path/"runs"/one.name/"result.json", read_result(one) | {"schema": 0})
+    with pytest.raises(BadInput, match="has schema 0"): render("chen_2020", tmp_path/"runs", tmp_path/"report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
