@@ -91,7 +91,7 @@ def worlds(
     "Ticket runs by model: scores of different models never meet in one table"
     tables = [table for place in places if place != "" and len(table := ticket_runs(place))]
     if not tables: return {}
-    return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model")}
+    return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
 # %% ../nbs/19_report.ipynb #88116283
 PLAIN = dict(own=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None)   # settings of a run that no question is asked of
@@ -313,6 +313,7 @@ def verdict(
     ours: pd.Series,       # numbers by cell
     paper: pd.Series,      # the paper's numbers, same labels and unit
     unit: str = "points",  # of both
+    signed: bool = True,   # whether they are gains, whose sign matters
 ) -> str:                  # same sign, same order, within what, and which cells we lack
     "How far our numbers repeat the paper's, in words"
     both = pd.DataFrame({"ours": ours, "paper": paper}).dropna()
@@ -321,7 +322,7 @@ def verdict(
     if not len(both): return "nothing of ours to lay beside it"
     same, apart = np.sign(both.ours) == np.sign(both.paper), (both.ours - both.paper).abs()
     differ = [place_name(cell) for cell in both.index[~same]]
-    signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "")
+    signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "") if signed else f"{len(both)} cells"
     return f"{signs}, {order_said(both)}, within {apart.max():.1f} {unit} (median {apart.median():.1f}){lack}"
 
 # %% ../nbs/19_report.ipynb #6dfb0fa9
@@ -338,11 +339,12 @@ def beside(
     ours: dict[str, pd.Series],   # name (such as the model's) → numbers by cell
     paper: pd.Series,             # the paper's numbers, same labels and unit
     unit: str = "points",         # of the numbers
+    signed: bool = True,          # as in `verdict`
 ) -> tuple[pd.DataFrame, list[str]]:   # columns: paper, then ours, in the paper's order of cells; and a sentence for each of ours
     "The paper beside ours, and what to make of it"
     table = pd.DataFrame({"paper": paper} | ours)
     order = [*paper.index, *(cell for cell in table.index if cell not in paper.index)]
-    return table.loc[order], [f"{name}: {verdict(numbers, paper, unit)}" for name, numbers in ours.items()]
+    return table.loc[order], [f"{name}: {verdict(numbers, paper, unit, signed)}" for name, numbers in ours.items()]
 
 # %% ../nbs/19_report.ipynb #ca746bbe
 def plus_minus(

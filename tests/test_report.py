@@ -10,9 +10,10 @@ from scipy.stats import rankdata
 from lottery_nb import report
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
+from lottery_nb.gates import Gates
 from lottery_nb.masks import Mask
 from lottery_nb.report import averages, chen_table, chosen, finding, gaps, paper_table, rank_correlation, render, rewinding, ticket_runs, transfer_matrix, verdict, worlds
-from lottery_nb.spec import MagnitudeSpec, TicketSpec
+from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import finish, open_run, read_result
 from lottery_nb.tickets import Ticket
 
@@ -51,6 +52,19 @@ def folder(tmp_path_factory):
         write(root, task=task, method="tamt-mlm", sparsity=.7, mask_at=60)
         write(root, task=task, method="tamt-mlm", sparsity=.7, mask_init="random")
     finish(open_run(MagnitudeSpec(), root), task="sst2", method="m-pruning", metric="accuracy", score=.1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def gates_folder(tmp_path_factory):
+    "Two tasks and seeds of s- and m-pruning: good .9, random .8, bad .6 once retrained"
+    root = tmp_path_factory.mktemp("gates")/"runs"
+    for task in ("sst2", "mrpc"):
+        for seed in range(2):
+            gates = Gates(np.arange(8).reshape(2, 4) != seed, np.array([True, seed == 0]))
+            scores = {f"{kind}_{what}": value for kind, value in (("good", .9), ("random", .8), ("bad", .6)) for what in ("size", "pruned", "retrained")}
+            for spec, method in ((StructuredSpec(task=task, seed=seed), "s-pruning"), (MagnitudeSpec(task=task, seed=seed), "m-pruning")):
+                finish(open_run(spec, root), task=task, seed=seed, method=method, metric="accuracy", score=.9, full_score=.9, majority=.5, gates={"good": gates.to_json()}, **scores)
     return root
 
 
@@ -183,6 +197,11 @@ def test_a_report_of_a_small_study(paper, folder, tmp_path):
     page = render(paper, folder, tmp_path/"pages"/"report.html")
     assert [sentence for sentence in SENTENCES[paper] if sentence not in text_of(page)] == []
     assert "data:image/png" in page.read_text() and list(page.parent.iterdir()) == [page]
+
+
+def test_a_report_of_gates(gates_folder, tmp_path):
+    said = text_of(render("prasanna_2020", gates_folder, tmp_path/"report.html"))
+    for sentence in ("s-pruning, good is better than random: holds, everywhere; 10.0 points", "m-pruning, good is better than bad: holds, everywhere; 30.0 points", "m-pruning: good 100%, random 75%, bad 25%"): assert sentence in said
 
 
 @pytest.mark.parametrize("paper", SENTENCES)
