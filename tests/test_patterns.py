@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pandas as pd
 import pytest
 import torch
@@ -17,9 +18,9 @@ from sklearn import metrics
 
 from lottery_nb import patterns
 from lottery_nb.cli import main, read_fields
-from lottery_nb.files import BadInput
+from lottery_nb.files import BadInput, write_json
 from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map, train_cnn
-from lottery_nb.spec import make_spec
+from lottery_nb.spec import make_spec, read_grid
 
 
 @settings(max_examples=60, deadline=None)
@@ -288,3 +289,21 @@ def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
     for record in [r for r in patterns.eye_labels() if r["model"] == "wiki-bert-mini" and r["task"] == "sst2"][:10]:
         one = next(read_texts(model, tokenizer, [rows[record["row"]][0]], record["kind"])).maps[record["layer"]][record["head"]]
         np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)
+
+
+@pytest.mark.parametrize("world", ["micro", "wiki"])
+def test_tickets_of_the_attention_grid_are_runs_of_the_gates_grid(world):
+    grids = Path(__file__).resolve().parent.parent/"grids"
+    pruned = {spec.id: spec.task for spec in read_grid(grids/f"{world}_gates.yaml") if spec.template == "structured"}
+    assert all(pruned[spec.ticket] == spec.task for spec in read_grid(grids/f"{world}_attention.yaml"))
+
+
+def test_the_attention_report_says_what_the_runs_found(tmp_path):
+    "One made-up run: survivors hold 10 points more than all heads"
+    share = {"vertical": .1, "diagonal": .2, "vertical+diagonal": .1, "block": .1}
+    shares = {f"{heads} {model} {kind}": share | {"heterogeneous": .5 + .1 * (heads == "surviving")} for heads in ("all", "surviving") for model in ("pre-trained", "fine-tuned") for kind in ("raw", "norm")}
+    found = dict(pearson=.7, low=-.5, high=.5, p=.01)
+    write_json(tmp_path/"rte-attention-r0-1"/"result.json", dict(task="rte", spec=dict(model="micro"), shares=shares, correlations=dict(raw=found, norm=found)))
+    notebook = papermill.execute_notebook(Path(__file__).resolve().parent.parent/"nbs"/"reports"/"attention.ipynb", None, dict(runs=str(tmp_path)), kernel_name="python3", progress_bar=False)
+    said = json.dumps([output for cell in notebook.cells for output in cell.get("outputs", [])])
+    assert "+10.0 (1 of 1 tasks rise)" in said and "2 of 2 correlations lie outside" in said
