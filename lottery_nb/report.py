@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'TRAINED', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
-           'ticket_runs', 'worlds', 'chosen', 'gaps', 'chen_column', 'statistics', 'chen_table', 'with_metric',
+           'ticket_runs', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table', 'with_metric',
            'both_metrics', 'transfer_runs', 'transfer_matrix', 'transfer_heatmap', 'rewinding', 'agnostic', 'averages',
            'rank_correlation', 'gate_runs', 'finding', 'place_name', 'verdict', 'order_said', 'beside', 'plus_minus',
            'ticket_masks', 'report_path', 'render']
@@ -77,12 +77,13 @@ def read_runs(
 # %% ../nbs/19_report.ipynb #c40cfd5b
 def ticket_runs(
     place: str | Path | None = None,   # as in `read_runs`
-) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own` says whether it is the task itself
+) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own`: it is the task itself; `whole`: no other run of the task has more training examples
     "The ticket runs of a folder or table"
     fields_known = [field.name for field in fields(TicketSpec)]
     table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score", "mlm_loss", "kd_loss"])
     source = table.source.where(table.source.fillna("").ne(""), table.task)
-    return table.assign(source=source, own=source == table.task)
+    size = table.max_train.astype(float).fillna(np.inf)
+    return table.assign(source=source, own=source == table.task, whole=size == size.groupby([table.model, table.task]).transform("max"))
 
 # %% ../nbs/19_report.ipynb #59d7612e
 def worlds(
@@ -94,7 +95,7 @@ def worlds(
     return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
 # %% ../nbs/19_report.ipynb #88116283
-PLAIN = dict(own=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None)   # settings of a run that no question is asked of
+PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None)   # settings of a run that no question is asked of
 
 # %% ../nbs/19_report.ipynb #425e0d72
 def chosen(
@@ -125,6 +126,15 @@ def gaps(
     return found
 
 # %% ../nbs/19_report.ipynb #415ade40
+def mixed(
+    runs: pd.DataFrame,   # from `ticket_runs`
+) -> list[str]:           # fields, apart from seeds, in which plain runs of one task, method and sparsity differ
+    "Settings that a mean would mix"
+    names = [field.name for field in fields(TicketSpec) if field.name not in ("seed", "mask_seed", "keep_model", "source", *PLAIN)]
+    differ = chosen(runs, ("own",)).groupby(["task", "method", "asked_sparsity", "source"])[names].nunique(dropna=False).max()
+    return list(differ.index[differ > 1])
+
+# %% ../nbs/19_report.ipynb #ef2fa3cf
 CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
     "imp": ("f(x; m_IMP ⊙ θ0)", dict(method="imp")),
     "random": ("f(x; m_RP ⊙ θ0)", dict(method="random")),
@@ -132,7 +142,7 @@ CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
     "shuffled": ("f(x; m_IMP ⊙ θ0'')", dict(method="imp", start="shuffle-layers")),
 }
 
-# %% ../nbs/19_report.ipynb #90bcfcff
+# %% ../nbs/19_report.ipynb #3f59ff1b
 def chen_column(
     runs: pd.DataFrame,            # runs of one task and model
     criterion: str = "std_sub",    # std_sub, std_full or strict, as in `compare.winning`
@@ -146,7 +156,7 @@ def chen_column(
     for row, (_, values) in CONTROLS.items(): column |= statistics(row, chosen(runs, asked_sparsity=-1 if best is None else best, **values).score.tolist())
     return column
 
-# %% ../nbs/19_report.ipynb #2d3c1717
+# %% ../nbs/19_report.ipynb #97d49c3d
 def statistics(
     row: str,              # name of the row
     scores: list[float],   # scores over seeds, in [0, 1] or [-1, 1]
@@ -155,7 +165,7 @@ def statistics(
     values = 100 * pd.Series(scores, dtype=float)
     return {(row, "mean"): values.mean(), (row, "std"): values.std(), (row, "median"): values.median(), (row, "best"): values.max(), (row, "seeds"): len(values)}
 
-# %% ../nbs/19_report.ipynb #3f59ff1b
+# %% ../nbs/19_report.ipynb #5d7a769a
 def chen_table(
     runs: pd.DataFrame,            # ticket runs of one model
     criterion: str = "std_sub",    # std_sub (Tables 2 and 5), strict (Table 4) or std_full
@@ -165,7 +175,7 @@ def chen_table(
     if metric: runs = with_metric(runs, metric)
     return pd.DataFrame({task: chen_column(rows, criterion) for task, rows in runs.groupby("task")})
 
-# %% ../nbs/19_report.ipynb #a392c003
+# %% ../nbs/19_report.ipynb #1d66f6d7
 def with_metric(
     runs: pd.DataFrame,   # ticket runs
     metric: str,          # name of a metric, as in `scores.NAME` of the results table
@@ -175,13 +185,13 @@ def with_metric(
     rows = runs[runs[f"scores.{metric}"].notna()]
     return rows.assign(metric=metric, score=rows[f"scores.{metric}"], full_score=rows[f"full_scores.{metric}"])
 
-# %% ../nbs/19_report.ipynb #1cef2801
+# %% ../nbs/19_report.ipynb #2064a351
 BOTH = {   # column of Table 6 → task and metric
     "MNLI, Matched Acc.": ("mnli", "accuracy"), "MNLI, Mismatched Acc.": ("mnli", "accuracy_mm"), "QQP, Accuracy": ("qqp", "accuracy"), "QQP, F1": ("qqp", "f1"),
     "STS-B, Pearson Cor.": ("stsb", "pearson"), "STS-B, Spearman Cor.": ("stsb", "spearman"), "MRPC, F1": ("mrpc", "f1"), "MRPC, Accuracy": ("mrpc", "accuracy"),
 }
 
-# %% ../nbs/19_report.ipynb #1d66f6d7
+# %% ../nbs/19_report.ipynb #961133fe
 def both_metrics(
     runs: pd.DataFrame,            # ticket runs of one model
     criterion: str = "std_sub",    # as in `chen_table`
@@ -190,7 +200,7 @@ def both_metrics(
     tables = {name: with_metric(runs[runs.task == task], metric) for name, (task, metric) in BOTH.items()}
     return pd.DataFrame({name: chen_column(rows, criterion) for name, rows in tables.items() if len(rows)})
 
-# %% ../nbs/19_report.ipynb #961133fe
+# %% ../nbs/19_report.ipynb #420375a4
 def transfer_runs(
     runs: pd.DataFrame,                # ticket runs of one model
     sparsity: float | None = 0.7,      # of all tickets; None: each source task's own highest winning sparsity (Figure 6)
@@ -201,7 +211,7 @@ def transfer_runs(
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
 
-# %% ../nbs/19_report.ipynb #b9e4a9ce
+# %% ../nbs/19_report.ipynb #5aee392f
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
     sparsity: float | None = 0.7,    # as in `transfer_runs`
@@ -216,7 +226,7 @@ def transfer_matrix(
     count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source]) for source in as_good.index})
     return 100 * transfer_to_full(tickets, dense)[0], as_good, count
 
-# %% ../nbs/19_report.ipynb #4c8a1736
+# %% ../nbs/19_report.ipynb #d33c3e41
 def transfer_heatmap(
     points: pd.DataFrame,        # from `transfer_matrix`
     as_good: pd.DataFrame,       # from `transfer_matrix`: dark cells
@@ -230,7 +240,7 @@ def transfer_heatmap(
     ax.set(xlabel="trained on (points against the full model; dark: at least its own ticket)", ylabel="mask found on")
     return ax
 
-# %% ../nbs/19_report.ipynb #14b96711
+# %% ../nbs/19_report.ipynb #7b646b1a
 def rewinding(
     runs: pd.DataFrame,          # ticket runs of one model
     source: str,                 # task the masks were found on: mlm (Figure 7) or mnli (Figure 8)
@@ -242,18 +252,19 @@ def rewinding(
     table = rows.assign(how=how).pivot_table("score", "how", "task")
     return 100 * (table - table.loc["rewind to 0 %"]) if "rewind to 0 %" in table.index else table.iloc[:0]
 
-# %% ../nbs/19_report.ipynb #7b646b1a
+# %% ../nbs/19_report.ipynb #09608725
 TRAINED = tuple(method for method in CHOICES["method"] if method.startswith("tamt-"))   # methods of mask training
 
-# %% ../nbs/19_report.ipynb #e46c332d
+# %% ../nbs/19_report.ipynb #28265e71
 def agnostic(
-    runs: pd.DataFrame,   # ticket runs of one model
-) -> pd.DataFrame:        # those whose mask knows no downstream task: IMP on MLM, one-shot, random and trained masks, at any step and start
+    runs: pd.DataFrame,             # ticket runs of one model
+    free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
+) -> pd.DataFrame:                  # those whose mask knows no downstream task: IMP on MLM, one-shot, random and trained masks, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
-    rows = chosen(runs, ("own", "mask_at", "mask_init"))
+    rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
     return rows[rows.method.isin(["omp", "random", *TRAINED]) | rows.method.eq("imp") & rows.source.eq("mlm")]
 
-# %% ../nbs/19_report.ipynb #09608725
+# %% ../nbs/19_report.ipynb #4de27f60
 def averages(
     runs: pd.DataFrame,   # ticket runs of one model
 ) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed, mask_at ...; score and losses averaged over `tasks` tasks and all retraining seeds
@@ -266,7 +277,7 @@ def averages(
     tried = means.groupby(keys, dropna=False).task.transform("size")
     return means[tried == len(usual)].drop(columns="task").groupby(keys, dropna=False).mean().reset_index().assign(tasks=len(usual))
 
-# %% ../nbs/19_report.ipynb #92d2f3de
+# %% ../nbs/19_report.ipynb #6d345abb
 def rank_correlation(
     runs: pd.DataFrame,        # ticket runs of one model
     loss: str = "mlm_loss",    # mlm_loss (nats) or kd_loss, of the ticket before retraining
@@ -277,7 +288,7 @@ def rank_correlation(
     groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2 and group.score.nunique() > 1]
     return pd.DataFrame([(task, s, *spearmanr(g[loss], g.score), len(g)) for task, s, g in groups], columns=["task", "sparsity", "rho", "p", "points"])
 
-# %% ../nbs/19_report.ipynb #6d345abb
+# %% ../nbs/19_report.ipynb #a937c718
 def gate_runs(
     *places: str | Path | None,   # as in `read_runs`; an empty text is passed over
 ) -> pd.DataFrame:                # finished runs of s-pruning and m-pruning, possibly none
@@ -287,7 +298,7 @@ def gate_runs(
     names = ["id", "template", *known, "method", "metric", "full_score", "majority", *scores]
     return pd.concat([read_runs(place, ("structured", "magnitude"), names) for place in places if place != ""], ignore_index=True)
 
-# %% ../nbs/19_report.ipynb #a937c718
+# %% ../nbs/19_report.ipynb #87d5b771
 def finding(
     claim: str,            # what the paper says
     gains: pd.Series,      # where → how far it holds there: positive supports the claim; missing values are left out
@@ -300,7 +311,7 @@ def finding(
     where = "everywhere" if not against else f"in {len(gains) - len(against)} of {len(gains)}" + (f" (not {', '.join(against)})" if len(against) <= 8 else "")
     return f"{claim}: {'holds' if not against else 'does not hold' if len(against) == len(gains) else 'holds in part'}, {where}; {gains.median():.1f} {unit} at the median, {gains.min():.1f} to {gains.max():.1f}"
 
-# %% ../nbs/19_report.ipynb #b07b043c
+# %% ../nbs/19_report.ipynb #6dfb0fa9
 def place_name(
     place: object,   # a label of an index: a task, or a tuple of task, sparsity ...
 ) -> str:            # its words
@@ -308,7 +319,7 @@ def place_name(
     parts = place if isinstance(place, tuple) else (place,)
     return " ".join(f"{100*part:g} %" if isinstance(part, float) else str(part) for part in parts)
 
-# %% ../nbs/19_report.ipynb #87d5b771
+# %% ../nbs/19_report.ipynb #dcc148ba
 def verdict(
     ours: pd.Series,       # numbers by cell
     paper: pd.Series,      # the paper's numbers, same labels and unit
@@ -325,7 +336,7 @@ def verdict(
     signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "") if signed else f"{len(both)} cells"
     return f"{signs}, {order_said(both)}, within {apart.max():.1f} {unit} (median {apart.median():.1f}){lack}"
 
-# %% ../nbs/19_report.ipynb #6dfb0fa9
+# %% ../nbs/19_report.ipynb #8f87543a
 def order_said(
     both: pd.DataFrame,   # columns ours and paper, no missing values
 ) -> str:                 # same order, or the rank correlation
@@ -334,7 +345,7 @@ def order_said(
     rho = spearmanr(both.ours, both.paper).statistic
     return "same order" if rho > 1 - 1e-9 else f"rank correlation {rho:.2f}"
 
-# %% ../nbs/19_report.ipynb #dcc148ba
+# %% ../nbs/19_report.ipynb #b4806d0b
 def beside(
     ours: dict[str, pd.Series],   # name (such as the model's) → numbers by cell
     paper: pd.Series,             # the paper's numbers, same labels and unit
@@ -346,7 +357,7 @@ def beside(
     order = [*paper.index, *(cell for cell in table.index if cell not in paper.index)]
     return table.loc[order], [f"{name}: {verdict(numbers, paper, unit, signed)}" for name, numbers in ours.items()]
 
-# %% ../nbs/19_report.ipynb #ca746bbe
+# %% ../nbs/19_report.ipynb #ca0d66a5
 def plus_minus(
     mean: pd.DataFrame,   # numbers
     std: pd.DataFrame,    # standard deviations, same labels; missing ones are left out
@@ -356,7 +367,7 @@ def plus_minus(
     text = mean.map(lambda value: "" if pd.isna(value) else f"{value:.{digits}f}")
     return text + std.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}").reindex_like(text).fillna("").where(text != "", "")
 
-# %% ../nbs/19_report.ipynb #ca0d66a5
+# %% ../nbs/19_report.ipynb #90ec398e
 def ticket_masks(
     runs: pd.DataFrame,          # ticket runs of one model
     label: tuple[str, ...],      # fields whose values name a mask
@@ -368,14 +379,14 @@ def ticket_masks(
         if name not in found and run.folder and (Path(run.folder)/"ticket").is_dir(): found[name] = Ticket.load(Path(run.folder)/"ticket").mask
     return found
 
-# %% ../nbs/19_report.ipynb #90ec398e
+# %% ../nbs/19_report.ipynb #4e5d68d0
 def report_path(
     paper: str,   # chen_2020, liu_2022 or prasanna_2020
 ) -> Path:        # its notebook, as shipped with the package
     "The notebook of a report"
     return Path(str(files("lottery_nb.reports")/f"{one_of('report', paper, PAPERS)}.ipynb"))
 
-# %% ../nbs/19_report.ipynb #46f92101
+# %% ../nbs/19_report.ipynb #69aaebe5
 def render(
     paper: str,                  # chen_2020, liu_2022 or prasanna_2020
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`

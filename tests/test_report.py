@@ -1,10 +1,13 @@
 """Reports: tables from run folders, sentences from numbers, and pages from notebooks."""
 import shutil
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbformat import v4
+from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
 from lottery_nb import report
@@ -221,9 +224,32 @@ def test_a_report_without_runs_shows_the_papers_side(paper, tmp_path):
     assert "only the paper's side is shown" in text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
 
 
-def test_a_damaged_result_is_named_and_no_page_is_left(folder, tmp_path):
+@pytest.mark.parametrize("error, kind", [("BadInput", BadInput), ("ZeroDivisionError", PapermillExecutionError)])
+def test_a_report_that_fails_leaves_no_page(error, kind, tmp_path, monkeypatch):
+    cells = [v4.new_code_cell('runs: str = ""', metadata={"tags": ["parameters"]}), v4.new_code_cell(f"from lottery_nb.files import BadInput\nraise {error}('of result x')")]
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"chen_2020.ipynb")
+    monkeypatch.setattr(report, "report_path", lambda paper: tmp_path/f"{paper}.ipynb")
+    with pytest.raises(kind, match="of result x"): render("chen_2020", tmp_path, tmp_path/"report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["chen_2020.ipynb"]
+
+
+def test_a_damaged_result_is_named(folder, tmp_path):
     one = next(folder.glob("sst2-imp-*"))
-    shutil.copytree(one, tmp_path/"runs"/one.name)
-    write_json(tmp_path/"runs"/one.name/"result.json", read_result(one) | {"schema": 0})
-    with pytest.raises(BadInput, match="has schema 0"): render("chen_2020", tmp_path/"runs", tmp_path/"report.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    shutil.copytree(one, tmp_path/one.name)
+    write_json(tmp_path/one.name/"result.json", read_result(one) | {"schema": 0})
+    with pytest.raises(BadInput, match="has schema 0"): worlds(tmp_path)
+
+
+def test_smaller_training_sets_are_no_plain_runs(runs, tmp_path):
+    small = runs[runs.method == "imp"].assign(max_train=100, score=0.)
+    pd.concat([runs, small]).to_csv(tmp_path/"both.csv", index=False)
+    both = worlds(tmp_path/"both.csv")["micro"]
+    assert both.whole.sum() == len(runs)
+    pd.testing.assert_frame_equal(chen_table(both), chen_table(runs), check_index_type=False)
+    assert len(report.agnostic(both, ("whole",))) > len(report.agnostic(both))
+
+
+def test_what_a_mean_would_mix_is_named(runs):
+    assert report.mixed(runs) == []
+    assert report.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
