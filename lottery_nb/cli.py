@@ -25,7 +25,7 @@ import typer
 from .files import BadInput, one_of
 from .spec import SPECS, RunSpec, make_spec, parse_value, read_grid
 from .store import read_result, results, run_folder, runs_root, verify_run
-from .sweep import RunFailed, Worker, gpu_slots, progress, sweep, visible_gpus
+from .sweep import RunFailed, Worker, gpu_slots, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/20_cli.ipynb #918d8492
 def field_help(
@@ -137,6 +137,10 @@ def sweep_command(
     workers: Annotated[Optional[int], typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each run at a time.")] = None,
     gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
     runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
+    backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install lottery-nb[ray]).")] = "local",
+    ray_address: Annotated[Optional[str], typer.Option("--ray-address", help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
+    cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", help="Ray: cores of a run.")] = 1,
+    gpus_per_run: Annotated[float, typer.Option("--gpus-per-run", help="Ray: GPUs of a run; 0.5 puts two on one.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print the runs, their trainings, steps and hours.")] = False,
     step_time: Annotated[Optional[float], typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model is here.")] = None,
@@ -148,8 +152,11 @@ def sweep_command(
     if commands: return typer.echo("\n".join(run_command(spec, runs) for spec in specs))
     if dry_run: return typer.echo((json.dumps if as_json else cost_text)(costs(specs, runs, step_time)))
     devices = gpu_workers(workers, gpus, runs_per_gpu)
+    if one_of("backend", backend, ("local", "ray")) == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices)
+    elif workers or gpus: raise BadInput("backend ray takes --cpus-per-run and --gpus-per-run, not --workers or --gpus")
+    else: ended = sweep_on_ray(specs, runs, force, ray_address, cpus_per_run, gpus_per_run)
     ready = 0 if force else sum((run_folder(spec, runs)/"result.json").exists() for spec in specs)
-    report(specs, sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices), ready)
+    report(specs, ended, ready)
     typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
 
 # %% ../nbs/20_cli.ipynb #27db702c
