@@ -24,7 +24,7 @@ import typer
 
 from .files import BadInput, one_of
 from .spec import SPECS, RunSpec, make_spec, parse_value, read_grid
-from .store import read_result, results, run_folder, runs_root, verify_run
+from .store import read_result, results, run_folder, runs_root, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/20_cli.ipynb #918d8492
@@ -249,11 +249,13 @@ def results_command(
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
     summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
     figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
+    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
 ):
     "Print the table of finished runs."
     one_of("format", format, ("table", "csv", "json"))
     table = results(runs)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
+    if parquet: return typer.echo(f"{len(table)} rows in {write_table(table, parquet)}")
     if format == "csv": return typer.echo(table.to_csv(index=False), nl=False)
     if format == "json": return typer.echo(table.to_json(orient="records"))
     if not len(table): return typer.echo(f"no finished runs in {runs_root(runs)}")

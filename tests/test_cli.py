@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lottery_nb.cli import main
-from lottery_nb.spec import TicketSpec
+from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
+from lottery_nb.store import COLUMNS, SCHEMA, finish, open_run, results, write_table
 
 COMMAND = Path(sys.executable).parent/"lottery-nb"
 
@@ -43,6 +45,10 @@ def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
     table = json.loads(lottery("results", "--runs", tmp_path/"runs", "--format", "json").stdout)
     assert [row["id"] for row in table] == [line["id"]]
     assert "winning" in lottery("results", "--runs", tmp_path/"runs", "--summary").stdout
+    assert lottery("results", "--runs", tmp_path/"runs", "--parquet", tmp_path/"all.parquet").stdout.startswith("1 rows in ")
+    exported = pd.read_parquet(tmp_path/"all.parquet")
+    assert exported.id.tolist() == [line["id"]] and abs(exported.score[0] - line["score"]) < 1e-12
+    assert {name for name in exported if not name.startswith(("scores.", "full_scores."))} <= set(COLUMNS) | set(TicketSpec.__dataclass_fields__)
     mask = folder/"ticket"/"mask.safetensors"
     mask.write_bytes(mask.read_bytes()[:-1])
     damaged = lottery("ticket", "verify", folder)
@@ -190,3 +196,22 @@ def test_bad_devices_are_2_before_anything_runs(words, message, tmp_path, capsys
     (tmp_path/"grid.yaml").write_text("template: ticket\n")
     assert main(["sweep", str(tmp_path/"grid.yaml"), "--runs", str(tmp_path/"runs"), *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path/"runs").exists()
+
+
+def test_the_export_holds_every_template_and_names_its_schema(tmp_path):
+    "Columns that a template lacks are empty; whole numbers stay whole"
+    from pyarrow import parquet
+    finish(open_run(TicketSpec(rewind=None, method="standard"), tmp_path), metric="accuracy", score=.5, sparsity=.7, kept=3, total=10, mlm_loss=None, scores={"accuracy": .5})
+    finish(open_run(StructuredSpec(task="rte"), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_heads=7, majority=.5, remark="all gone")
+    finish(open_run(MagnitudeSpec(iterations=10), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_size=.8)
+    path = write_table(results(tmp_path), tmp_path/"all.parquet")
+    table = pd.read_parquet(path)
+    assert parquet.read_schema(path).metadata[b"schema"] == str(SCHEMA).encode()
+    assert sorted(table.template) == ["magnitude", "structured", "ticket"]
+    assert table.kept.dropna().tolist() == [3] and str(table.kept.dtype) == "Int64" and table.good_heads.dropna().tolist() == [7]
+    assert table.sparsity.notna().all() and table.asked_sparsity.notna().sum() == 1
+
+
+def test_nothing_to_export_is_2(tmp_path, capsys):
+    assert main(["results", "--runs", str(tmp_path), "--parquet", str(tmp_path/"x.parquet")]) == 2
+    assert "no finished runs" in capsys.readouterr().err and not (tmp_path/"x.parquet").exists()
