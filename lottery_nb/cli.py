@@ -151,8 +151,11 @@ def sweep_command(
     specs = read_grid(grid)
     if commands: return typer.echo("\n".join(run_command(spec, runs) for spec in specs))
     if dry_run: return typer.echo((json.dumps if as_json else cost_text)(costs(specs, runs, step_time)))
+    if step_time is not None or as_json: raise BadInput("step-time and json belong to --dry-run")
     devices = gpu_workers(workers, gpus, runs_per_gpu)
-    if one_of("backend", backend, ("local", "ray")) == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices)
+    if one_of("backend", backend, ("local", "ray")) == "local" and (ray_address or cpus_per_run != 1 or gpus_per_run):
+        raise BadInput("ray-address, cpus-per-run and gpus-per-run need --backend ray")
+    if backend == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices)
     elif workers or gpus: raise BadInput("backend ray takes --cpus-per-run and --gpus-per-run, not --workers or --gpus")
     else: ended = sweep_on_ray(specs, runs, force, ray_address, cpus_per_run, gpus_per_run)
     ready = 0 if force else sum((run_folder(spec, runs)/"result.json").exists() for spec in specs)

@@ -190,7 +190,7 @@ def test_status_follows_a_sweep_through_kill_and_failure(tiny_model, tiny_data, 
 @pytest.mark.parametrize("words, message", [
     (["--gpus", "0,x"], "such as 0,1; got '0,x'"), (["--gpus", "0,0"], "different numbers"), (["--gpus", "1,7"], "there is no GPU 7; this process sees 2 GPU(s)"), (["--gpus", ""], "got ''"),
     (["--gpus", "0", "--workers", "2"], "workers 2 and gpus 0 contradict"), (["--runs-per-gpu", "2"], "needs --gpus"), (["--gpus", "0", "--runs-per-gpu", "0"], "runs-per-gpu must be at least 1"),
-    (["--workers", "0"], "workers must be at least 1, got 0")], ids=" ".join)
+    (["--workers", "0"], "workers must be at least 1, got 0"), (["--step-time", "1"], "belong to --dry-run"), (["--json"], "belong to --dry-run")], ids=" ".join)
 def test_bad_devices_are_2_before_anything_runs(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lottery_nb.cli.visible_gpus", lambda: ["0", "1"])
     (tmp_path/"grid.yaml").write_text("template: ticket\n")

@@ -65,7 +65,7 @@ def test_an_address_that_does_not_answer_is_bad_input_at_once():
 
 
 @pytest.mark.parametrize("words, message", [(["--backend", "slurm"], "backend must be one of local, ray"), (["--backend", "ray", "--workers", "2"], "not --workers or --gpus"),
-                                            (["--backend", "ray", "--cpus-per-run", "0"], "cpus above 0")])
+                                            (["--backend", "ray", "--cpus-per-run", "0"], "cpus above 0"), (["--ray-address", "auto"], "need --backend ray"), (["--gpus-per-run", "1"], "need --backend ray")])
 def test_bad_requests(words, message, tmp_path, capsys):
     (tmp_path/"grid.yaml").write_text("template: ticket\n")
     assert main(["sweep", str(tmp_path/"grid.yaml"), "--runs", str(tmp_path/"runs"), *words]) == 2
