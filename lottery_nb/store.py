@@ -47,7 +47,7 @@ def open_run(
     "Make (or find) the folder of a run; another spec of the same id is refused"
     folder = run_folder(spec, root)
     written = {"template": spec.template} | asdict(spec)
-    if (folder/"spec.json").exists() and (old := read_json(folder/"spec.json")) != (written | {k: v for k, v in old.items() if k not in written}):
+    if (folder/"spec.json").exists() and (old := read_json(folder/"spec.json")) != (written | {k: v for k, v in old.items() if k not in written or v is None}):   # an older version left open
         raise BadInput(f"{folder} belongs to another spec of the same id; move it away or choose another --runs folder")
     if not (folder/"spec.json").exists(): write_json(folder/"spec.json", written)
     return folder

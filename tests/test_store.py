@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from lottery_nb.files import BadInput, write_json
+from lottery_nb.files import BadInput, read_json, write_json
 from lottery_nb.spec import TicketSpec
 from lottery_nb.store import finish, open_run, read_result, results, runs_root, stage_folder
 
@@ -46,6 +46,12 @@ def test_an_unwritable_place_is_an_os_error_that_names_it(tmp_path):
 def test_a_run_of_a_newer_version_with_more_fields_is_still_opened(tmp_path):
     folder = open_run(TicketSpec(), tmp_path)
     write_json(folder/"spec.json", json.loads((folder/"spec.json").read_text()) | {"a_field_of_tomorrow": 1})
+    assert open_run(TicketSpec(), tmp_path) == folder
+
+
+def test_a_folder_of_an_older_version_that_left_a_field_open_is_found_again(tmp_path):
+    folder = open_run(TicketSpec(), tmp_path)
+    write_json(folder/"spec.json", read_json(folder/"spec.json") | {"mask_rank": None})
     assert open_run(TicketSpec(), tmp_path) == folder
 
 
