@@ -6,8 +6,8 @@
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
            'text_table', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers', 'report',
            'status_command', 'results_command', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check',
-           'main']
+           'agreement_command', 'report_command', 'annotate_command', 'doctor', 'checks', 'device_check',
+           'folder_check', 'data_check', 'main']
 
 # %% ../nbs/20_cli.ipynb #b2b35257
 import inspect
@@ -324,6 +324,22 @@ def agreement_command(
     typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))
 
 # %% ../nbs/20_cli.ipynb #72ecf27d
+@app.command("report")
+def report_command(
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    runs: Runs = None,
+    second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+):
+    "Lay a paper's tables and figures beside ours, on one HTML page."
+    import webbrowser
+    from lottery_nb.report import render
+    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "")
+    typer.echo(f"page {page}")
+    if open_page: webbrowser.open(page.absolute().as_uri())
+
+# %% ../nbs/20_cli.ipynb #2dc71dd7
 @app.command("annotate")
 def annotate_command(
     out: Annotated[Path, typer.Option(help="JSONL file of labels; every answer is appended at once.")],
@@ -345,7 +361,7 @@ def annotate_command(
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 
-# %% ../nbs/20_cli.ipynb #2dc71dd7
+# %% ../nbs/20_cli.ipynb #99f02e9b
 @app.command()
 def doctor(runs: Runs = None):
     "Say what is installed, where data and runs lie, and what is missing."
@@ -353,7 +369,7 @@ def doctor(runs: Runs = None):
     typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
     if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
-# %% ../nbs/20_cli.ipynb #99f02e9b
+# %% ../nbs/20_cli.ipynb #57aefd43
 def checks(
     runs: str | None = None,               # folder of all runs
 ) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
@@ -365,14 +381,14 @@ def checks(
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
     return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
 
-# %% ../nbs/20_cli.ipynb #57aefd43
+# %% ../nbs/20_cli.ipynb #4116e736
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
     import torch
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return "device", True, name
 
-# %% ../nbs/20_cli.ipynb #4116e736
+# %% ../nbs/20_cli.ipynb #44e5e0c3
 def folder_check(
     name: str,      # what the folder is for
     folder: Path,   # where it is
@@ -385,7 +401,7 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
-# %% ../nbs/20_cli.ipynb #44e5e0c3
+# %% ../nbs/20_cli.ipynb #2026def4
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
     import os
@@ -393,7 +409,7 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
 
-# %% ../nbs/20_cli.ipynb #75ead5a2
+# %% ../nbs/20_cli.ipynb #f3319e04
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code

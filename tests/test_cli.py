@@ -215,3 +215,12 @@ def test_the_export_holds_every_template_and_names_its_schema(tmp_path):
 def test_nothing_to_export_is_2(tmp_path, capsys):
     assert main(["results", "--runs", str(tmp_path), "--parquet", str(tmp_path/"x.parquet")]) == 2
     assert "no finished runs" in capsys.readouterr().err and not (tmp_path/"x.parquet").exists()
+
+
+def test_a_report_is_a_page(tmp_path, capsys):
+    (tmp_path/"runs").mkdir()
+    assert main(["report", "chen_2020", "--runs", str(tmp_path/"runs")]) == 0
+    page = tmp_path/"runs"/"chen_2020.html"
+    assert capsys.readouterr().out == f"page {page}\n" and "Lottery Ticket Hypothesis" in page.read_text(encoding="utf-8")
+    assert main(["report", "chen_2021", "--runs", str(tmp_path/"runs")]) == 2 and "chen_2020" in capsys.readouterr().err
+    assert main(["report", "chen_2020", "--out", str(tmp_path/"page.pdf")]) == 2 and "must be an .html file" in capsys.readouterr().err
