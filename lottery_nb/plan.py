@@ -251,8 +251,9 @@ def hours(
 ) -> dict:                            # hours alone and shared, one training after another, None where unknown; seconds a step by model, task, batch and tokens; the models that cannot be timed here
     "The hours that the training steps of a grid take"
     if step_time is not None and not step_time > 0: raise BadInput(f"step-time must be more than 0 seconds, got {step_time}")
-    alone = [piece for spec in specs for piece in pieces(spec) if piece.kind != "micro pre-training"]
-    shared = {piece.key: piece for spec in specs for piece in pieces(spec)}
+    needed = [piece for spec in specs for piece in pieces(spec)]
+    shared = {piece.key: piece for piece in needed}
+    alone = [piece for piece in needed if piece.kind != "micro pre-training"]
     once = [piece for piece in shared.values() if piece.kind == "micro pre-training"]
     times = {spec: step_time or step_seconds(spec) for spec in dict.fromkeys(map(shape, shared.values()))}
     unknown = sorted({spec.model for spec, seconds in times.items() if seconds is None})
