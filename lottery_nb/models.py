@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .files import BadInput, one_of
 from .micro import pretrained
-from .spec import is_micro
+from .spec import architecture_of, is_micro
 from .tasks import Task
 from .weights import prunable
 
@@ -33,7 +33,7 @@ def model_source(
     model: str,   # Hub name, local folder, micro or micro-roberta
 ) -> str:         # a folder, or a Hub name that is cached or exists
     "Find a pre-trained model; `BadInput` says what was expected"
-    if is_micro(model): return str(pretrained("roberta" if model == "micro-roberta" else "bert"))
+    if is_micro(model): return str(pretrained(architecture_of(model)))
     if not Path(model).is_dir(): return hub_name(model)
     for what, names in (("config.json", ("config.json",)), ("weights (model.safetensors or pytorch_model.bin)", WEIGHT_FILES)):
         if not any((Path(model)/name).is_file() for name in names): raise BadInput(f"model folder {model} has no {what}")

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MICRO_DOCUMENTS', 'KINDS', 'PIECES', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local',
-           'tokenizer_here', 'architecture_of', 'length_of', 'Piece', 'dense_piece', 'chain_pieces', 'mask_piece',
-           'retrained_pieces', 'ticket_pieces', 'pruned_pieces', 'pieces', 'plan', 'step_seconds', 'untrained', 'shape',
-           'hours']
+           'tokenizer_here', 'length_of', 'Piece', 'dense_piece', 'chain_pieces', 'mask_piece', 'retrained_pieces',
+           'ticket_pieces', 'pruned_pieces', 'pieces', 'plan', 'step_seconds', 'untrained', 'shape', 'hours']
 
 # %% ../nbs/19_plan.ipynb #12e7f82a
 import tempfile
@@ -23,7 +22,7 @@ from .files import BadInput, one_of, short_hash
 from .magnitude import Chain, source_spec, target_spec
 from .micro import RECIPE, ROWS, micro_config, micro_tokenizer
 from .models import HEADS, load_config, load_tokenizer, quiet
-from .spec import SPECS, TASKS, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, is_micro, training_defaults
+from .spec import SPECS, TASKS, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, architecture_of, is_micro, training_defaults
 from .structured import retraining
 from .tamt import mask_settings
 from .tasks import data_root, encode, get_task, load_data
@@ -86,14 +85,7 @@ def tokenizer_here(
     "The tokenizer of a model on this machine"
     return micro_tokenizer(architecture_of(model)) if is_micro(model) else load_tokenizer(model)
 
-# %% ../nbs/19_plan.ipynb #5db70366
-def architecture_of(
-    model: str,   # micro or micro-roberta
-) -> str:         # bert or roberta
-    "Architecture of a micro model"
-    return "roberta" if model == "micro-roberta" else "bert"
-
-# %% ../nbs/19_plan.ipynb #534cd8f6
+# %% ../nbs/19_plan.ipynb #14e0da44
 def length_of(
     spec: RunSpec,   # a training
 ) -> int | None:     # its optimizer steps; None where its data is not at hand
@@ -101,7 +93,7 @@ def length_of(
     size = None if spec.max_steps else training_size(spec)
     return spec.max_steps or (steps(spec, size) if size else None)
 
-# %% ../nbs/19_plan.ipynb #151da9e5
+# %% ../nbs/19_plan.ipynb #158b5500
 @dataclass(frozen=True)
 class Piece:
     "A training that a run needs"
@@ -110,10 +102,10 @@ class Piece:
     spec: RunSpec         # data, model, batches and length of its steps
     steps: int | None     # optimizer steps; None where they are not known
 
-# %% ../nbs/19_plan.ipynb #be80cb12
+# %% ../nbs/19_plan.ipynb #151da9e5
 KINDS = ("micro pre-training", "dense baseline", "IMP level", "mask training", "retraining")
 
-# %% ../nbs/19_plan.ipynb #904bf596
+# %% ../nbs/19_plan.ipynb #be80cb12
 def dense_piece(
     spec: RunSpec,   # a run
 ) -> Piece:          # the training of its full model
@@ -121,7 +113,7 @@ def dense_piece(
     target = target_spec(spec)
     return Piece("dense baseline", short_hash(target.differing(), 16), target, length_of(target))
 
-# %% ../nbs/19_plan.ipynb #4120ee3c
+# %% ../nbs/19_plan.ipynb #904bf596
 def chain_pieces(
     spec: TicketSpec,      # a run of IMP or standard pruning
 ) -> Iterator[Piece]:      # its levels, and the full model that is its first round where that is shared
@@ -134,7 +126,7 @@ def chain_pieces(
         if shared: yield dense_piece(chain.source)
         yield Piece("IMP level", short_hash(chain.key(number), 16), chain.source, 0 if shared else length)
 
-# %% ../nbs/19_plan.ipynb #b94045b1
+# %% ../nbs/19_plan.ipynb #4120ee3c
 def mask_piece(
     spec: TicketSpec,   # a run whose method is one of mask training
 ) -> Piece:             # the training of its mask
@@ -144,7 +136,7 @@ def mask_piece(
     text = RunSpec(task="mlm", model=spec.model, text=spec.text, data_dir="" if spec.text else spec.data_dir, batch_size=settings.batch_size, max_length=length)
     return Piece("mask training", short_hash([text.differing(), asdict(settings), spec.dropout], 16), text, settings.steps)
 
-# %% ../nbs/19_plan.ipynb #dc33526c
+# %% ../nbs/19_plan.ipynb #b94045b1
 def retrained_pieces(
     spec: TicketSpec,      # a run
 ) -> Iterator[Piece]:      # none where the run is the full model's own
@@ -155,7 +147,7 @@ def retrained_pieces(
     if spec.sparsity or spec.start != "pretrained":
         yield Piece("retraining", spec.id, target, total and total - (max(1, round(spec.rewind * total)) if behind else 0))
 
-# %% ../nbs/19_plan.ipynb #6864176d
+# %% ../nbs/19_plan.ipynb #dc33526c
 def ticket_pieces(
     spec: TicketSpec,      # a run
 ) -> Iterator[Piece]:      # its trainings
@@ -167,7 +159,7 @@ def ticket_pieces(
     if spec.sparsity and spec.method == "standard": yield from chain_pieces(spec)   # its weights are those of the retraining's seed
     yield from retrained_pieces(spec)
 
-# %% ../nbs/19_plan.ipynb #edde18db
+# %% ../nbs/19_plan.ipynb #1f190539
 def pruned_pieces(
     spec: StructuredSpec | MagnitudeSpec,   # a run
 ) -> Iterator[Piece]:                       # its trainings
@@ -177,10 +169,10 @@ def pruned_pieces(
     again = retraining(spec) if spec.template == "structured" else target_spec(spec)
     for kind in ("good", "random", "bad"): yield Piece("retraining", f"{spec.id}-{kind}", again, length_of(again))
 
-# %% ../nbs/19_plan.ipynb #1a093698
+# %% ../nbs/19_plan.ipynb #edde18db
 PIECES = {"ticket": ticket_pieces, "structured": pruned_pieces, "magnitude": pruned_pieces, "attention": lambda spec: iter([dense_piece(spec)])}
 
-# %% ../nbs/19_plan.ipynb #d1769d97
+# %% ../nbs/19_plan.ipynb #1a093698
 def pieces(
     spec: RunSpec,      # a run of any template
 ) -> list[Piece]:       # its trainings, each once
@@ -191,7 +183,7 @@ def pieces(
         found = {spec.model: Piece("micro pre-training", spec.model, start, RECIPE["steps"])} | found
     return list(found.values())
 
-# %% ../nbs/19_plan.ipynb #43ac6243
+# %% ../nbs/19_plan.ipynb #a7986e0a
 def plan(
     specs: list[RunSpec],   # the runs of a grid
 ) -> pd.DataFrame:          # by kind of training: trainings and steps alone and shared, and unknown: trainings (alone) whose steps are not known
@@ -206,7 +198,7 @@ def plan(
     table = pd.DataFrame(rows, KINDS, ["alone", "shared", "steps_alone", "steps_shared", "unknown"])
     return table[table.alone > 0]
 
-# %% ../nbs/19_plan.ipynb #a2c69852
+# %% ../nbs/19_plan.ipynb #b52b16de
 def step_seconds(
     spec: RunSpec,    # a training
     short: int = 2,   # steps of the shorter training
@@ -224,7 +216,7 @@ def step_seconds(
             seconds[length] = time.perf_counter() - begun
     return max(1e-9, seconds[long] - seconds[short]) / (long - short)
 
-# %% ../nbs/19_plan.ipynb #efec1011
+# %% ../nbs/19_plan.ipynb #a2c69852
 def untrained(
     spec: RunSpec,          # model on this machine, task, dropout
 ) -> PreTrainedModel:       # with the head of the task
@@ -236,7 +228,7 @@ def untrained(
     config.update({"num_labels": labels, "problem_type": "regression" if task.kind == "regression" else None} if task.kind in ("classification", "regression") else {})
     return HEADS[task.kind].from_config(config)
 
-# %% ../nbs/19_plan.ipynb #ac7592c3
+# %% ../nbs/19_plan.ipynb #2953f7e6
 def shape(
     piece: Piece,    # a training
 ) -> RunSpec:        # the same for pieces whose steps take as long
@@ -244,7 +236,7 @@ def shape(
     same = ("task", "model", "data_dir", "text", "columns", "batch_size", "max_length")
     return RunSpec(**{name: getattr(piece.spec, name) for name in same})
 
-# %% ../nbs/19_plan.ipynb #4457dbcf
+# %% ../nbs/19_plan.ipynb #ac7592c3
 def hours(
     specs: list[RunSpec],             # the runs of a grid
     step_time: float | None = None,   # seconds a step; None = measured here for each shape of step

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'CHOICES',
-           'SPECS', 'training_defaults', 'is_micro', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged',
-           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from',
-           'parse_value', 'read_bool', 'expand', 'blocks', 'points', 'block_errors', 'unknown_field', 'complaints',
-           'point_errors', 'check_point', 'where', 'read_grid', 'doubled_keys']
+           'SPECS', 'training_defaults', 'is_micro', 'architecture_of', 'task_name', 'RunSpec', 'check_types', 'within',
+           'slugged', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec',
+           'spec_from', 'parse_value', 'read_bool', 'expand', 'blocks', 'points', 'block_errors', 'unknown_field',
+           'complaints', 'point_errors', 'check_point', 'where', 'read_grid', 'doubled_keys']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
@@ -50,9 +50,16 @@ def is_micro(
     return model in ("micro", "micro-roberta")
 
 # %% ../nbs/00_spec.ipynb #0c33c6c6
+def architecture_of(
+    model: str,   # micro or micro-roberta
+) -> str:         # bert or roberta
+    "Architecture of a micro model"
+    return "roberta" if model == "micro-roberta" else "bert"
+
+# %% ../nbs/00_spec.ipynb #d51f98ba
 WORLD = 2   # number of the micro world, raised whenever its tasks or the pre-training of its models change
 
-# %% ../nbs/00_spec.ipynb #3d817eb7
+# %% ../nbs/00_spec.ipynb #64c7903c
 def task_name(
     task: str,   # name in any usual spelling, or the path of a CSV, TSV or JSONL file
 ) -> str:        # canonical name, or the path as it was given
@@ -61,7 +68,7 @@ def task_name(
     plain = re.sub(r"[-_ ]", "", task.lower())
     return one_of("task", plain if plain in TASKS else task, TASKS)
 
-# %% ../nbs/00_spec.ipynb #3839338d
+# %% ../nbs/00_spec.ipynb #7028a8ad
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
 CHOICES = dict(
     method=("dense", "random", "omp", "imp", "standard", "tamt-mlm", "tamt-kd", "tamt-mlm+kd", "tamt-attention"),
@@ -72,7 +79,7 @@ CHOICES = dict(
     blocks=("columns", "rows"),
 )
 
-# %% ../nbs/00_spec.ipynb #3f5d18c7
+# %% ../nbs/00_spec.ipynb #30ed2acb
 @dataclass(frozen=True)
 class RunSpec:
     "What every run depends on: data, model, seed and training"
@@ -126,7 +133,7 @@ class RunSpec:
         world = {"world": WORLD} if is_micro(self.model) else {}
         return {"template": self.template} | world | {k: v for k, v in asdict(self).items() if v != base[k]}
 
-# %% ../nbs/00_spec.ipynb #30ed2acb
+# %% ../nbs/00_spec.ipynb #16d54927
 def check_types(
     spec: Any,   # a frozen dataclass whose annotations are str, int, float or bool
 ):
@@ -138,7 +145,7 @@ def check_types(
         elif number and kind is int and value == int(value): object.__setattr__(spec, name, int(value))
         elif value is not None and not isinstance(value, kind): raise BadInput(f"{name} must be {kind.__name__}, got {value!r}")
 
-# %% ../nbs/00_spec.ipynb #3eab95ce
+# %% ../nbs/00_spec.ipynb #7e5fd02b
 def within(
     spec: Any,             # the spec, for the message
     low: float,            # smallest allowed value
@@ -150,14 +157,14 @@ def within(
         if value is not None and not (value > low if above else value >= low):
             raise BadInput(f"{name} must be {'more than' if above else 'at least'} {low}, got {value}")
 
-# %% ../nbs/00_spec.ipynb #16d54927
+# %% ../nbs/00_spec.ipynb #f7c5538d
 def slugged(
     text: str,   # a task name or path
 ) -> str:        # letters, digits and dashes
     "Part of a folder name made from a name or a path"
     return re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower()).strip("-") or "data"
 
-# %% ../nbs/00_spec.ipynb #c13a4ecc
+# %% ../nbs/00_spec.ipynb #7b17b490
 def mask_defaults(
     method: str,       # a method of mask training: tamt-mlm, tamt-kd, ...
     sparsity: float,   # share of the pool's weights removed
@@ -168,7 +175,7 @@ def mask_defaults(
     if is_micro(model): return text | dict(mask_steps=600, mask_learning_rate=3e-4)
     return text | dict(mask_steps=1000 * max(1, round(27.92 * (sparsity - 0.1))), mask_learning_rate=2e-5 if method == "tamt-kd" else 5e-5)
 
-# %% ../nbs/00_spec.ipynb #7b17b490
+# %% ../nbs/00_spec.ipynb #e4cd6dbf
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
@@ -244,7 +251,7 @@ class TicketSpec(RunSpec):
         "Task, method, sparsity in percent, seed"
         return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #c3b72798
+# %% ../nbs/00_spec.ipynb #5d9c3d7e
 @dataclass(frozen=True)
 class StructuredSpec(RunSpec):
     "Close heads and MLPs while the score holds; retrain good, random and bad gates (Prasanna et al. 2020, section 3.3)"
@@ -275,7 +282,7 @@ class StructuredSpec(RunSpec):
         "Task, what is pruned, seed"
         return f"{slugged(self.task)}-structured-{self.prune.replace('_', '-')}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #5d9c3d7e
+# %% ../nbs/00_spec.ipynb #6884bb0e
 @dataclass(frozen=True)
 class MagnitudeSpec(RunSpec):
     "Prune the smallest weights of a fine-tuned model while the score holds; retrain good, random and bad masks (Prasanna et al. 2020, section 3.2)"
@@ -300,7 +307,7 @@ class MagnitudeSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-magnitude-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #e2959975
+# %% ../nbs/00_spec.ipynb #c66df7e1
 @dataclass(frozen=True)
 class AttentionSpec(RunSpec):
     "Name the pattern of every head's attention (Prasanna et al. 2020, section 5.2 and Appendix F)"
@@ -327,10 +334,10 @@ class AttentionSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-attention-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #3ec34240
+# %% ../nbs/00_spec.ipynb #ebc98e5b
 SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec, "attention": AttentionSpec}
 
-# %% ../nbs/00_spec.ipynb #b940fe7b
+# %% ../nbs/00_spec.ipynb #c207838e
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -341,7 +348,7 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #557c68e6
+# %% ../nbs/00_spec.ipynb #2904ff13
 def spec_from(
     template: str,     # name of a template
     variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
@@ -350,7 +357,7 @@ def spec_from(
     kind = SPECS[one_of("template", template, SPECS)]
     return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
 
-# %% ../nbs/00_spec.ipynb #fd82f16a
+# %% ../nbs/00_spec.ipynb #51fd5af4
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -364,14 +371,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #3091dd32
+# %% ../nbs/00_spec.ipynb #1e95b836
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #9629111b
+# %% ../nbs/00_spec.ipynb #fb6abd28
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written
@@ -389,7 +396,7 @@ def expand(
     if wrong: raise BadInput(f"the grid has {len(wrong)} error(s), nothing was run:" + "".join(f"\n  {error}{where(found)}" for error, found in wrong.items()))
     return specs
 
-# %% ../nbs/00_spec.ipynb #bd68920f
+# %% ../nbs/00_spec.ipynb #6e69688a
 def blocks(
     grid: Any,         # what a grid file holds
 ) -> list[dict]:       # its blocks
@@ -400,7 +407,7 @@ def blocks(
     if not isinstance(grid["grids"], list) or not grid["grids"]: raise BadInput("`grids:` must be a list of blocks, each with `template:` and fields")
     return grid["grids"]
 
-# %% ../nbs/00_spec.ipynb #6e69688a
+# %% ../nbs/00_spec.ipynb #bec184be
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination; none where the block itself is wrong
@@ -410,7 +417,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #2665df91
+# %% ../nbs/00_spec.ipynb #ad9f0cb6
 def block_errors(
     block: Any,      # what stands for a block
 ) -> list[str]:      # a template or fields that do not exist, lists without values
@@ -422,7 +429,7 @@ def block_errors(
         errors = [unknown_field(kind, name) for name in block if name != "template" and name not in {field.name for field in fields(kind)}]
     return errors + [f"the grid is empty: the list of {name} has no values" for name, value in block.items() if value == []]
 
-# %% ../nbs/00_spec.ipynb #bec184be
+# %% ../nbs/00_spec.ipynb #01ddbdcd
 def unknown_field(
     kind: type,    # a spec class
     name: Any,     # what stands where a field should
@@ -431,7 +438,7 @@ def unknown_field(
     near = get_close_matches(str(name), [field.name for field in fields(kind)], 1)
     return f"template {kind.template} has no field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
-# %% ../nbs/00_spec.ipynb #01ddbdcd
+# %% ../nbs/00_spec.ipynb #4a5bca49
 def complaints(
     checks: list,    # functions without arguments
 ) -> list[str]:      # what those that raise `BadInput` say
@@ -442,7 +449,7 @@ def complaints(
         except BadInput as error: found.append(str(error))
     return found
 
-# %% ../nbs/00_spec.ipynb #1147faba
+# %% ../nbs/00_spec.ipynb #3786fc3c
 def point_errors(
     template: str,    # name of a template
     values: dict,     # field → value
@@ -455,7 +462,7 @@ def point_errors(
         values = next((left for left in others if complaints([lambda: check_point(template, left)]) != errors), {})
     return found
 
-# %% ../nbs/00_spec.ipynb #396581a8
+# %% ../nbs/00_spec.ipynb #f929a4c9
 def check_point(
     template: str,    # name of a template
     values: dict,     # field → value
@@ -472,7 +479,7 @@ def check_point(
     if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} contradict each other: the full model has sparsity 0")
     if given.get("method") == "standard" and given.get("rewind"): raise BadInput(f"method standard and rewind {given['rewind']} contradict each other: standard pruning does not rewind")
 
-# %% ../nbs/00_spec.ipynb #f929a4c9
+# %% ../nbs/00_spec.ipynb #5ab7240e
 def where(
     found: list[dict],   # the points that an error is about; empty mappings say nothing
 ) -> str:                # such as " (3 points; the first: task sst2, seed 0)"
@@ -481,7 +488,7 @@ def where(
     if not named: return ""
     return f" ({len(named)} points; the first: {named[0]})" if len(named) > 1 else f" ({named[0]})"
 
-# %% ../nbs/00_spec.ipynb #b616cdc4
+# %% ../nbs/00_spec.ipynb #d2072587
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs
@@ -496,7 +503,7 @@ def read_grid(
     if twice: raise BadInput(f"{path} gives keys twice: {'; '.join(twice)}")
     return expand(grid)
 
-# %% ../nbs/00_spec.ipynb #fe282c09
+# %% ../nbs/00_spec.ipynb #e54b89a8
 def doubled_keys(
     node: Any,           # a node of `yaml.compose`
 ) -> Iterator[str]:      # such as "sparsity (line 3)"

@@ -23,7 +23,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Iterator
 
-from .files import BadInput, atomic, locked, one_of, read_json, remove
+from .files import BadInput, atomic, lock_file, locked, one_of, read_json, remove
 from .spec import SPECS, RunSpec
 from .store import open_run, read_result, run_folder, runs_root
 
@@ -340,7 +340,7 @@ def is_locked(
 ) -> bool:        # whether some process holds it now
     "Look at a lock without waiting for it"
     from filelock import FileLock, Timeout
-    lock = path.with_name(f".{path.name}.lock")
+    lock = lock_file(path)
     if not lock.exists(): return False
     try: FileLock(lock).acquire(timeout=0).lock.release()
     except Timeout: return True
