@@ -6,15 +6,15 @@
 __all__ = ['TERMS', 'MASK_CHOICES', 'EVALUATION_TOKENS', 'Cut', 'binarise', 'exact_cuts', 'Scores', 'start_mask',
            'initial_scores', 'straight_through', 'masked_linear', 'masked_embedding', 'masked_forward', 'block_ids',
            'token_marks', 'draw_batch', 'mlm_term', 'kd_term', 'attention_term', 'objective_terms', 'MaskSettings',
-           'paper_settings', 'mlm_head', 'head_parameters', 'objective_losses', 'MaskTraining', 'TrainedMasks',
-           'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'trained_masks', 'ticket_for',
-           'pretraining_losses']
+           'paper_settings', 'mlm_head', 'head_parameters', 'last_layer_at', 'objective_losses', 'MaskTraining',
+           'TrainedMasks', 'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'trained_masks',
+           'ticket_for', 'pretraining_losses']
 
 # %% ../nbs/12_tamt.ipynb #1986e0ed
 import hashlib
 import json
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -428,7 +428,19 @@ def head_parameters(
     trunk = {id(p) for p in model.base_model.parameters()}
     return {name: p for name, p in mlm_head(model).named_parameters() if id(p) not in trunk}
 
-# %% ../nbs/12_tamt.ipynb #600bc4c0
+# %% ../nbs/12_tamt.ipynb #9f531210
+@contextmanager
+def last_layer_at(
+    model: nn.Module,  # a BERT or RoBERTa
+    where: Tensor,     # bool [n, length]: positions that are read
+) -> Iterator[None]:
+    "While open, the last layer ends in [1, positions, width] instead of [n, length, width]"
+    output = model.base_model.encoder.layer[-1].attention.output
+    hook = output.register_forward_pre_hook(lambda module, inputs: tuple(x[where][None] for x in inputs))
+    try: yield
+    finally: hook.remove()
+
+# %% ../nbs/12_tamt.ipynb #7440450c
 def objective_losses(
     model: nn.Module,                  # student: a BERT or RoBERTa with an MLM head
     scores: Scores,                    # of its pool
@@ -444,7 +456,9 @@ def objective_losses(
     batch = batch | {"weight": counted.float()}
     wanted = dict(output_hidden_states="kd" in terms, output_attentions="attention" in terms)
     target = None if terms == ["mlm"] else _teach(teacher or model, settings.teacher, inputs | wanted)
-    with masked_forward(model, scores, settings.decoder, plain):
+    where = batch["labels"] != -100 if terms == ["mlm"] else None
+    if where is not None: batch |= {"labels": batch["labels"][where][None]}
+    with masked_forward(model, scores, settings.decoder, plain), nullcontext() if where is None else last_layer_at(model, where):
         student = model.base_model(**inputs, **wanted)
         return {name: TERMS[name](student, target, batch, mlm_head(model)) for name in terms}
 
@@ -460,7 +474,7 @@ def _teach(teacher: nn.Module, mode: str, inputs: dict):
     try: return teacher.train(mode == "train").base_model(**inputs)
     finally: teacher.train(was)
 
-# %% ../nbs/12_tamt.ipynb #7440450c
+# %% ../nbs/12_tamt.ipynb #8fe7e128
 class MaskTraining:
     "A mask training on its way: one step at a time, saved and restored at any of them"
 
@@ -524,7 +538,7 @@ class MaskTraining:
         self.step, self.history = state["step"], state["history"]
         self.scores.cuts = {name: Cut(**cut) for name, cut in state["cuts"].items()}
 
-# %% ../nbs/12_tamt.ipynb #8fe7e128
+# %% ../nbs/12_tamt.ipynb #8e24a529
 @dataclass(frozen=True)
 class TrainedMasks:
     "What a mask training leaves"
@@ -544,7 +558,7 @@ class TrainedMasks:
         head = load_file(Path(folder)/"head.safetensors") if (Path(folder)/"head.safetensors").exists() else {}
         return cls(masks, pd.read_parquet(Path(folder)/"history.parquet"), head)
 
-# %% ../nbs/12_tamt.ipynb #9aedaf67
+# %% ../nbs/12_tamt.ipynb #aeec89b6
 def train_mask(
     model: nn.Module,                       # a BERT or RoBERTa with an MLM head; given back as it was
     blocks: Dataset | np.ndarray | Tensor,  # text: a dataset with `input_ids`, or an int array [n, length]
@@ -609,7 +623,7 @@ def _check_same(folder: Path, old: dict, new: dict):
     differing = [f"{name} was {old[name]}, now {new[name]}" for name in new if old.get(name) != new[name]]
     if differing: raise BadInput(f"{folder} belongs to another mask training ({'; '.join(differing[:3])}); choose another folder or delete this one")
 
-# %% ../nbs/12_tamt.ipynb #8e24a529
+# %% ../nbs/12_tamt.ipynb #07c0dbd8
 def training_key(
     model: nn.Module,                  # the model
     ids: Tensor,                       # the text
@@ -628,7 +642,7 @@ def _digest(tensors) -> str:
     for tensor in tensors: digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/12_tamt.ipynb #c9caeb7e
+# %% ../nbs/12_tamt.ipynb #2a8a50a6
 @torch.no_grad()
 def mask_losses(
     model: nn.Module,                          # a BERT or RoBERTa with an MLM head and dense weights θ0
@@ -669,7 +683,7 @@ def _batch_losses(model, pruned, head, decoder, whole, batch) -> np.ndarray:
     predicted, tokens = (batch["labels"] != -100).sum().item(), batch["weight"].sum().item()
     return np.array([mlm.item() * predicted, predicted, kd.item() * tokens, tokens])
 
-# %% ../nbs/12_tamt.ipynb #2d9881fa
+# %% ../nbs/12_tamt.ipynb #6db43370
 def text_spec(
     spec: TicketSpec,           # a ticket run
     blocks: int | None = None,  # training blocks that are needed; None = all there are
@@ -679,16 +693,16 @@ def text_spec(
     folder = "" if spec.text else spec.data_dir
     return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=blocks, max_eval=max(16, EVALUATION_TOKENS // length))
 
-# %% ../nbs/12_tamt.ipynb #8870023b
+# %% ../nbs/12_tamt.ipynb #0580461d
 def _positions(model: str) -> int:
     "How many tokens a model can read at once; RoBERTa's first rows are never used"
     config = load_config(model, get_task("mlm"))
     return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
 
-# %% ../nbs/12_tamt.ipynb #90c7eb64
+# %% ../nbs/12_tamt.ipynb #d3dd781e
 EVALUATION_TOKENS = 2**14   # of held-out text
 
-# %% ../nbs/12_tamt.ipynb #0580461d
+# %% ../nbs/12_tamt.ipynb #7c21393d
 def mask_settings(
     spec: TicketSpec,  # a ticket run whose method is one of mask training
 ) -> MaskSettings:     # what `train_mask` needs
@@ -699,7 +713,7 @@ def mask_settings(
         objective=spec.method.removeprefix("tamt-"), sparsity=spec.sparsity, pool=spec.pool, scope=spec.scope,
         save_at=tuple(spec.saved_steps), seed=seed, **same)
 
-# %% ../nbs/12_tamt.ipynb #af045c9c
+# %% ../nbs/12_tamt.ipynb #7c486ed1
 def trained_masks(
     spec: TicketSpec,                # a ticket run whose method is one of mask training
     root: str | Path | None = None,  # folder of all runs
@@ -715,7 +729,7 @@ def trained_masks(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return train_mask(model.to(device), encoded(source, task, data, tokenizer, "train"), tokenizer, settings, folder)
 
-# %% ../nbs/12_tamt.ipynb #7c21393d
+# %% ../nbs/12_tamt.ipynb #9c730e04
 def ticket_for(
     spec: TicketSpec,                # a ticket run of any method
     root: str | Path | None = None,  # folder of all runs
@@ -734,7 +748,7 @@ def _with_pooler(mask: Mask, model: nn.Module, spec: TicketSpec) -> Mask:
     left = {name: weight for name, weight in wanted.items() if name not in mask}
     return Mask(dict(mask) | dict(start_mask(left, spec.sparsity, spec.mask_init, "matrix", spec.seed) if left else {}))
 
-# %% ../nbs/12_tamt.ipynb #7c486ed1
+# %% ../nbs/12_tamt.ipynb #f41d0dd2
 def pretraining_losses(
     spec: TicketSpec,  # a ticket run of any method
     ticket: Ticket,    # its ticket

@@ -128,6 +128,18 @@ def test_fast_and_plain_paths_agree(make, pool, decoder, objective):
         assert fast[name].abs().max() > 0, name
 
 
+@pytest.mark.parametrize("make", [bert, roberta])
+def test_the_last_layer_at_masked_positions_gives_the_whole_layers_gradients(make):
+    "Guard of `last_layer_at`: transformers' last layer computes its output token by token, behind `attention.output`"
+    model = frozen(make(hidden_dropout_prob=0., attention_probs_dropout_prob=0.))
+    scores = Scores(initial_scores(start_mask(prunable(model), .5)), .5)
+    batch = draw_batch(TEXT, 0, 8, 0, Words())
+    fast = score_gradients(model, scores, batch, MaskSettings(objective="mlm", sparsity=.5), False)
+    for p in scores.values.values(): p.grad = None
+    with masked_forward(model, scores, plain=True): model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss.backward()
+    assert max((fast[name] - p.grad).abs().max() for name, p in scores.values.items()) <= 1e-6
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_fast_path_against_a_float64_twin(pool):
     way = training(bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.), objective="mlm+kd", pool=pool)
