@@ -19,7 +19,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .files import BadInput, one_of, short_hash
-from .magnitude import Chain, source_spec, target_spec
+from .magnitude import chain_of, source_spec, target_spec
 from .micro import RECIPE, ROWS, micro_config, micro_tokenizer
 from .models import HEADS, load_config, load_tokenizer, quiet
 from .spec import SPECS, TASKS, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, architecture_of, is_micro, training_defaults
@@ -118,9 +118,10 @@ def chain_pieces(
     spec: TicketSpec,      # a run of IMP or standard pruning
 ) -> Iterator[Piece]:      # its levels, and the full model that is its first round where that is shared
     "The levels of an IMP chain"
-    chain = Chain(spec)
-    whole = spec.round_epochs is None and spec.round_steps is None
-    length = length_of(chain.source if whole else replace(chain.source, epochs=spec.round_epochs or chain.source.epochs, max_steps=spec.round_steps))
+    chain = chain_of(spec)
+    changes = {} if spec.round_epochs is None else dict(epochs=spec.round_epochs, max_steps=None)
+    parts = [spec.round_steps] if spec.round_steps else [length_of(replace(source, **changes)) for source in chain.sources]
+    length = None if None in parts else sum(parts)
     for number in range(1, len(chain.levels) + 1):
         shared = number == 1 and chain.shares_dense()
         if shared: yield dense_piece(chain.source)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'CHOICES',
            'SPECS', 'training_defaults', 'is_micro', 'architecture_of', 'task_name', 'RunSpec', 'check_types', 'within',
-           'slugged', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec',
-           'spec_from', 'parse_value', 'read_bool', 'expand', 'blocks', 'points', 'block_errors', 'unknown_field',
-           'complaints', 'point_errors', 'check_point', 'where', 'read_grid', 'doubled_keys']
+           'slugged', 'source_names', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec',
+           'make_spec', 'spec_from', 'parse_value', 'read_bool', 'expand', 'blocks', 'points', 'block_errors',
+           'unknown_field', 'complaints', 'point_errors', 'check_point', 'where', 'read_grid', 'doubled_keys']
 
 # %% ../nbs/00_spec.ipynb #abfa586b
 import itertools
@@ -165,6 +165,17 @@ def slugged(
     return re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower()).strip("-") or "data"
 
 # %% ../nbs/00_spec.ipynb #7b17b490
+def source_names(
+    source: str,   # a task, a path, or tasks joined by +; empty: none
+) -> list[str]:    # canonical names
+    "The tasks that a mask is found on"
+    first, _, rest = source.partition("+")
+    apart = rest and re.sub(r"[-_ ]", "", first.lower()) in TASKS
+    names = [task_name(first), *source_names(rest)] if apart else [task_name(source)] if source else []
+    if len(set(names)) < len(names): raise BadInput(f"source {source!r} names a task twice")
+    return names
+
+# %% ../nbs/00_spec.ipynb #4c36f244
 def mask_defaults(
     method: str,       # a method of mask training: tamt-mlm, tamt-kd, ...
     sparsity: float,   # share of the pool's weights removed
@@ -175,7 +186,7 @@ def mask_defaults(
     if is_micro(model): return text | dict(mask_steps=600, mask_learning_rate=3e-4)
     return text | dict(mask_steps=1000 * max(1, round(27.92 * (sparsity - 0.1))), mask_learning_rate=2e-5 if method == "tamt-kd" else 5e-5)
 
-# %% ../nbs/00_spec.ipynb #e4cd6dbf
+# %% ../nbs/00_spec.ipynb #77dc0543
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
@@ -183,7 +194,8 @@ class TicketSpec(RunSpec):
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # rank all matrices together, or each matrix by itself
-    source: str = ""                 # task the mask is found on; empty: `task`
+    source: str = ""                 # task the mask is found on, or IMP on several at once: mlm+sst2; empty: `task`
+    source_train: int = None         # use only the first so many training examples (MLM: blocks) of the source; None: all, or `max_train` where it is the task
     schedule: str = "absolute"       # IMP: `step` points of the pool a round (as released), or that share of the remaining (D1)
     step: float = 0.1                # IMP: weights pruned per round
     round_epochs: float = None       # IMP: training per round, in epochs; None: the source task's default
@@ -213,7 +225,7 @@ class TicketSpec(RunSpec):
         if self.method == "dense": object.__setattr__(self, "sparsity", 0.0)
         for name, value in (mask_defaults(self.method, self.sparsity, self.model) if self.trains_mask else {}).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
-        object.__setattr__(self, "source", task_name(str(self.source)) if self.source else "")
+        object.__setattr__(self, "source", "+".join(source_names(str(self.source))))
         super().__post_init__()
 
     def check(self):
@@ -227,8 +239,15 @@ class TicketSpec(RunSpec):
                mask_batch_size=self.mask_batch_size, mask_max_length=self.mask_max_length)
         within(self, low=0, above=True, mask_learning_rate=self.mask_learning_rate)
         within(self, low=0, mask_seed=self.mask_seed)
+        within(self, low=1, source_train=self.source_train)
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
+        if len(source_names(self.source)) > 1: self.check_joint()
         if self.trains_mask: self.check_mask()
+
+    def check_joint(self):
+        "Refuse what pruning on several tasks does not define"
+        for name, value in dict(method="imp", rewind=0.0, rewind_head=True).items():
+            if getattr(self, name) != value: raise BadInput(f"source {self.source} (several tasks) needs {name} {value}, got {getattr(self, name)}")
 
     def check_mask(self):
         "Refuse what mask training cannot do"
@@ -251,7 +270,7 @@ class TicketSpec(RunSpec):
         "Task, method, sparsity in percent, seed"
         return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #5d9c3d7e
+# %% ../nbs/00_spec.ipynb #e2959975
 @dataclass(frozen=True)
 class StructuredSpec(RunSpec):
     "Close heads and MLPs while the score holds; retrain good, random and bad gates (Prasanna et al. 2020, section 3.3)"
@@ -282,7 +301,7 @@ class StructuredSpec(RunSpec):
         "Task, what is pruned, seed"
         return f"{slugged(self.task)}-structured-{self.prune.replace('_', '-')}-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #6884bb0e
+# %% ../nbs/00_spec.ipynb #c66df7e1
 @dataclass(frozen=True)
 class MagnitudeSpec(RunSpec):
     "Prune the smallest weights of a fine-tuned model while the score holds; retrain good, random and bad masks (Prasanna et al. 2020, section 3.2)"
@@ -307,7 +326,7 @@ class MagnitudeSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-magnitude-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #c66df7e1
+# %% ../nbs/00_spec.ipynb #ebc98e5b
 @dataclass(frozen=True)
 class AttentionSpec(RunSpec):
     "Name the pattern of every head's attention (Prasanna et al. 2020, section 5.2 and Appendix F)"
@@ -334,10 +353,10 @@ class AttentionSpec(RunSpec):
         "Task and seed"
         return f"{slugged(self.task)}-attention-r{self.seed}"
 
-# %% ../nbs/00_spec.ipynb #ebc98e5b
+# %% ../nbs/00_spec.ipynb #f52f4bcd
 SPECS = {"ticket": TicketSpec, "structured": StructuredSpec, "magnitude": MagnitudeSpec, "attention": AttentionSpec}
 
-# %% ../nbs/00_spec.ipynb #c207838e
+# %% ../nbs/00_spec.ipynb #2904ff13
 def make_spec(
     template: str,   # name of a template
     values: dict,    # field → value; unknown fields are refused
@@ -348,7 +367,7 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
-# %% ../nbs/00_spec.ipynb #2904ff13
+# %% ../nbs/00_spec.ipynb #51fd5af4
 def spec_from(
     template: str,     # name of a template
     variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
@@ -357,7 +376,7 @@ def spec_from(
     kind = SPECS[one_of("template", template, SPECS)]
     return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
 
-# %% ../nbs/00_spec.ipynb #51fd5af4
+# %% ../nbs/00_spec.ipynb #bd68920f
 def parse_value(
     template: str,   # name of a template
     name: str,       # name of a field, dashes allowed
@@ -371,14 +390,14 @@ def parse_value(
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
     except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
 
-# %% ../nbs/00_spec.ipynb #1e95b836
+# %% ../nbs/00_spec.ipynb #fb6abd28
 def read_bool(
     text: str,   # true, false, yes, no, 1 or 0
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
 
-# %% ../nbs/00_spec.ipynb #fb6abd28
+# %% ../nbs/00_spec.ipynb #bec184be
 def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written
@@ -396,7 +415,7 @@ def expand(
     if wrong: raise BadInput(f"the grid has {len(wrong)} error(s), nothing was run:" + "".join(f"\n  {error}{where(found)}" for error, found in wrong.items()))
     return specs
 
-# %% ../nbs/00_spec.ipynb #6e69688a
+# %% ../nbs/00_spec.ipynb #ad9f0cb6
 def blocks(
     grid: Any,         # what a grid file holds
 ) -> list[dict]:       # its blocks
@@ -407,7 +426,7 @@ def blocks(
     if not isinstance(grid["grids"], list) or not grid["grids"]: raise BadInput("`grids:` must be a list of blocks, each with `template:` and fields")
     return grid["grids"]
 
-# %% ../nbs/00_spec.ipynb #bec184be
+# %% ../nbs/00_spec.ipynb #97a449d2
 def points(
     block: dict,                       # `template` and fields, each a value or a list of values
 ) -> Iterator[tuple[str, dict]]:       # template and field values of each combination; none where the block itself is wrong
@@ -417,7 +436,7 @@ def points(
     for values in itertools.product(*lists.values()):
         yield block.get("template", "ticket"), dict(zip(lists, values))
 
-# %% ../nbs/00_spec.ipynb #ad9f0cb6
+# %% ../nbs/00_spec.ipynb #4a5bca49
 def block_errors(
     block: Any,      # what stands for a block
 ) -> list[str]:      # a template or fields that do not exist, lists without values
@@ -429,7 +448,7 @@ def block_errors(
         errors = [unknown_field(kind, name) for name in block if name != "template" and name not in {field.name for field in fields(kind)}]
     return errors + [f"the grid is empty: the list of {name} has no values" for name, value in block.items() if value == []]
 
-# %% ../nbs/00_spec.ipynb #01ddbdcd
+# %% ../nbs/00_spec.ipynb #1147faba
 def unknown_field(
     kind: type,    # a spec class
     name: Any,     # what stands where a field should
@@ -438,7 +457,7 @@ def unknown_field(
     near = get_close_matches(str(name), [field.name for field in fields(kind)], 1)
     return f"template {kind.template} has no field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
-# %% ../nbs/00_spec.ipynb #4a5bca49
+# %% ../nbs/00_spec.ipynb #3786fc3c
 def complaints(
     checks: list,    # functions without arguments
 ) -> list[str]:      # what those that raise `BadInput` say
@@ -449,7 +468,7 @@ def complaints(
         except BadInput as error: found.append(str(error))
     return found
 
-# %% ../nbs/00_spec.ipynb #3786fc3c
+# %% ../nbs/00_spec.ipynb #5ab7240e
 def point_errors(
     template: str,    # name of a template
     values: dict,     # field → value
@@ -462,7 +481,7 @@ def point_errors(
         values = next((left for left in others if complaints([lambda: check_point(template, left)]) != errors), {})
     return found
 
-# %% ../nbs/00_spec.ipynb #f929a4c9
+# %% ../nbs/00_spec.ipynb #6c7d321e
 def check_point(
     template: str,    # name of a template
     values: dict,     # field → value
@@ -479,7 +498,7 @@ def check_point(
     if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} contradict each other: the full model has sparsity 0")
     if given.get("method") == "standard" and given.get("rewind"): raise BadInput(f"method standard and rewind {given['rewind']} contradict each other: standard pruning does not rewind")
 
-# %% ../nbs/00_spec.ipynb #5ab7240e
+# %% ../nbs/00_spec.ipynb #fe282c09
 def where(
     found: list[dict],   # the points that an error is about; empty mappings say nothing
 ) -> str:                # such as " (3 points; the first: task sst2, seed 0)"
@@ -488,7 +507,7 @@ def where(
     if not named: return ""
     return f" ({len(named)} points; the first: {named[0]})" if len(named) > 1 else f" ({named[0]})"
 
-# %% ../nbs/00_spec.ipynb #d2072587
+# %% ../nbs/00_spec.ipynb #47b5a4dd
 def read_grid(
     path: str | Path,     # a YAML file
 ) -> list[RunSpec]:       # its specs
@@ -503,7 +522,7 @@ def read_grid(
     if twice: raise BadInput(f"{path} gives keys twice: {'; '.join(twice)}")
     return expand(grid)
 
-# %% ../nbs/00_spec.ipynb #e54b89a8
+# %% ../nbs/00_spec.ipynb #aa82819d
 def doubled_keys(
     node: Any,           # a node of `yaml.compose`
 ) -> Iterator[str]:      # such as "sparsity (line 3)"

@@ -6,7 +6,7 @@
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded', 'head_at',
            'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
            'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner', 'history', 'Training',
-           'Keeper', 'finetune', 'outputs', 'predict', 'evaluate']
+           'Keeper', 'train', 'finetune', 'outputs', 'predict', 'evaluate']
 
 # %% ../nbs/09_training.ipynb #ccd7c543
 import math
@@ -310,6 +310,17 @@ class Keeper(TrainerCallback):
         self.bar.close()
 
 # %% ../nbs/09_training.ipynb #54a77ca0
+def train(
+    trainer: Trainer,   # its model comes back on the CPU in evaluation mode
+):
+    "Train from the last checkpoint to the end, and leave neither checkpoints nor marks on the model"
+    net, folder = trainer.model, Path(trainer.args.output_dir)
+    with repeatable(), quiet(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    for left in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
+    net.cpu().eval().zero_grad()
+    for checkpoint in folder.glob("checkpoint-*"): shutil.rmtree(checkpoint)
+
+# %% ../nbs/09_training.ipynb #3475367f
 def finetune(
     net: PreTrainedModel,                # f(x; θ, γ), trained in place; comes back on the CPU in evaluation mode
     task: Task,                          # 𝒯
@@ -335,13 +346,10 @@ def finetune(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
-    with hold(net, mask) if mask is not None else nullcontext(), repeatable(), quiet(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    for left in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
-    net.cpu().eval().zero_grad()
-    for checkpoint in folder.glob("checkpoint-*"): shutil.rmtree(checkpoint)
+    with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), length, folder/"snapshot.safetensors" if snapshot_at else None)
 
-# %% ../nbs/09_training.ipynb #aab67d76
+# %% ../nbs/09_training.ipynb #c8702ff0
 def outputs(
     net: PreTrainedModel,       # in evaluation mode
     task: Task,                 # the task
@@ -357,10 +365,10 @@ def outputs(
     made[where] = mlm_outcomes(logits[None], batch["labels"][where][None])[0]
     return made
 
-# %% ../nbs/09_training.ipynb #c8702ff0
+# %% ../nbs/09_training.ipynb #489142dd
 EVALUATION_BATCH = 32
 
-# %% ../nbs/09_training.ipynb #489142dd
+# %% ../nbs/09_training.ipynb #3a3f9cee
 @torch.no_grad()
 def predict(
     net: PreTrainedModel,                # comes back on the CPU in evaluation mode
@@ -380,7 +388,7 @@ def predict(
     net.cpu()
     return made
 
-# %% ../nbs/09_training.ipynb #3a3f9cee
+# %% ../nbs/09_training.ipynb #eabf7a38
 def evaluate(
     net: PreTrainedModel,                # f(x; θ, γ)
     task: Task,                          # 𝒯

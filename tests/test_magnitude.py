@@ -1,4 +1,6 @@
 """OMP, IMP and its variants: what each round starts from, what is shared, what comes out."""
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -146,6 +148,51 @@ def test_a_mask_found_on_mlm_is_retrained_on_the_task(make, tiny_data, tmp_path)
     ticket = find_ticket(spec, tmp_path)
     assert ticket.provenance["source"] == "mlm"
     assert (retrain(spec, ticket, tmp_path/"run", tmp_path)/"scores.json").exists()
+
+
+@pytest.fixture
+def both(make, tmp_path):
+    "A spec whose mask is found on MLM and the task at once"
+    text = tmp_path/"text.txt"
+    text.write_text("the film was good the meal was fine\n"*80)
+    task = make().task
+    return make(source=f"mlm+{task}", text=str(text), round_steps=4, sparsity=.2)
+
+
+def test_a_mask_found_on_two_tasks_rewinds_and_differs_from_either(both, tmp_path):
+    ticket = find_ticket(both, tmp_path)
+    assert ticket.provenance["source"] == both.source and ticket.mask.sparsity == pytest.approx(.2, abs=1e-3)
+    singles = [find_ticket(replace(both, source=source), tmp_path).mask for source in ("", "mlm")]
+    assert all(ticket.mask != single for single in singles)
+    assert (retrain(both, ticket, tmp_path/"run", tmp_path)/"scores.json").exists()
+    level = find_ticket(replace(both, sparsity=.1), tmp_path).mask
+    assert ticket.mask.nested_in(level)
+
+
+def test_a_joint_chain_killed_between_training_and_pruning_trains_no_more(both, tmp_path, monkeypatch):
+    whole = find_ticket(both, tmp_path/"whole")
+    calls, original = [], magnitude_module.finetune_jointly
+
+    def counted(*args, **options):
+        calls.append(1)
+        return original(*args, **options)
+
+    monkeypatch.setattr(magnitude_module, "finetune_jointly", counted)
+    prune = magnitude_module.topk_mask
+
+    def killed(*args, **options): raise KeyboardInterrupt
+
+    monkeypatch.setattr(magnitude_module, "topk_mask", killed)
+    with pytest.raises(KeyboardInterrupt): find_ticket(both, tmp_path/"torn")
+    monkeypatch.setattr(magnitude_module, "topk_mask", prune)
+    assert find_ticket(both, tmp_path/"torn").mask == whole.mask
+    assert len(calls) == 2
+
+
+def test_fewer_source_examples_are_another_chain(make, tmp_path):
+    spec = make(source_train=5, sparsity=.1)
+    few, all_of_them = Chain(spec, tmp_path), Chain(replace(spec, source_train=None), tmp_path)
+    assert few.source.max_train == 5 and few.key(1) != all_of_them.key(1) and target_spec(spec).max_train is None
 
 
 def everything(weights): return torch.cat([w.detach().flatten() for w in weights.values()]).sort().values

@@ -1,0 +1,85 @@
+"""Training on several tasks over one encoder, against a loop written out."""
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertTokenizer
+
+from lottery_nb.joint import Batches, Joint, finetune_jointly
+from lottery_nb.masks import Mask
+from lottery_nb.spec import RunSpec
+from lottery_nb.tasks import get_task
+from lottery_nb.training import encoded, mask_tokens
+from lottery_nb.weights import prunable
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog sleeps barks now well".split()
+TOKENIZER = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, model_max_length=16)
+SPECS = [RunSpec(task="sst2", batch_size=8, learning_rate=2e-3, warmup=.25, max_length=12), RunSpec(task="mlm", batch_size=4, max_length=12)]
+TASKS = [get_task("sst2"), get_task("mlm")]
+
+
+def nets():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16,
+                        hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+    return [BertForSequenceClassification(config).eval(), BertForMaskedLM(config).eval()]
+
+
+def texts(n, seed):
+    draw = random.Random(seed)
+    rows = [" ".join(map(draw.choice, (["the", "a"], ["cat", "dog"], ["sleeps", "barks"], ["now", "well"]))) for _ in range(n)]
+    return {"train": Dataset.from_dict({"text": rows, "label": [int("sleeps" in row) for row in rows]})}
+
+
+DATA = [texts(30, 0), texts(11, 1)]
+
+
+def by_hand(length, mask=None):
+    "The same training as a plain loop: batches in turn, summed gradients of nothing, AdamW, clipping, warm-up and decay"
+    joint = Joint(nets()).train()
+    batches = Batches([encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)], [8, 4], TOKENIZER, 0, length)
+    optimizer = torch.optim.AdamW(joint.parameters(), lr=2e-3, weight_decay=0.)
+    pruned = prunable(joint.nets[0], "encoder") if mask is not None else {}
+    for step in range(length):
+        for name, weight in pruned.items(): weight.data *= mask[name]
+        batch = batches[step]
+        which = batch.pop("which")
+        assert which == step % 2
+        if which: batch["input_ids"], batch["labels"] = mask_tokens(batch["input_ids"], TOKENIZER, 0, step)
+        joint(which, **batch).loss.backward()
+        for name, weight in pruned.items(): weight.grad *= mask[name]
+        torch.nn.utils.clip_grad_norm_(joint.parameters(), 1.)
+        rising = .25 * length
+        for group in optimizer.param_groups: group["lr"] = 2e-3 * (step / rising if step < rising else (length - step) / (length - rising))
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in pruned.items(): weight.data *= mask[name]
+    return joint
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_joint_training_is_the_loop_written_out(masked, tmp_path):
+    models = nets()
+    mask = Mask({name: torch.rand(w.shape, generator=torch.Generator().manual_seed(3)) < .6 for name, w in prunable(models[0], "encoder").items()}) if masked else None
+    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, length=12, mask=mask)
+    expected = dict(by_hand(12, mask).named_parameters())
+    for name, p in Joint(models).named_parameters(): torch.testing.assert_close(p, expected[name], atol=2e-6, rtol=1e-5)
+
+
+def test_the_encoder_is_shared_and_stays_so(tmp_path):
+    models = nets()
+    before = models[1].cls.predictions.bias.clone()
+    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, length=4)
+    assert models[1].bert is models[0].bert
+    assert models[1].cls.predictions.decoder.weight is models[0].bert.embeddings.word_embeddings.weight
+    assert not torch.equal(models[1].cls.predictions.bias, before)
+    assert not list(Path(tmp_path).glob("checkpoint-*"))
+
+
+def test_every_example_is_seen_once_per_epoch_in_another_order():
+    features = [encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)]
+    batches = Batches(features, [8, 4], TOKENIZER, seed=1, length=100)
+    epochs = [sum((batches.rows(2 * turn)[1] for turn in range(4 * e, 4 * e + 4)), []) for e in range(3)]
+    assert all(sorted(epoch) == list(range(30)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
