@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'TRAINED', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
            'ticket_runs', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table', 'with_metric',
-           'both_metrics', 'transfer_runs', 'transfer_matrix', 'transfer_heatmap', 'rewinding', 'agnostic', 'averages',
-           'rank_correlation', 'gate_runs', 'finding', 'place_name', 'verdict', 'order_said', 'beside', 'plus_minus',
-           'ticket_masks', 'report_path', 'render']
+           'both_metrics', 'transfer_runs', 'transfer_matrix', 'transfer_heatmap', 'rewinding', 'source_table',
+           'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'finding', 'place_name', 'verdict', 'order_said',
+           'beside', 'plus_minus', 'ticket_masks', 'report_path', 'render']
 
 # %% ../nbs/19_report.ipynb #1e0f38f9
 import tempfile
@@ -95,7 +95,7 @@ def worlds(
     return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
 # %% ../nbs/19_report.ipynb #88116283
-PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None)   # settings of a run that no question is asked of
+PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_train=None)   # settings of a run that no question is asked of
 
 # %% ../nbs/19_report.ipynb #425e0d72
 def chosen(
@@ -252,10 +252,21 @@ def rewinding(
     table = rows.assign(how=how).pivot_table("score", "how", "task")
     return 100 * (table - table.loc["rewind to 0 %"]) if "rewind to 0 %" in table.index else table.iloc[:0]
 
-# %% ../nbs/19_report.ipynb #09608725
+# %% ../nbs/19_report.ipynb #a1cd8541
+def source_table(
+    runs: pd.DataFrame,          # ticket runs of one model
+    sparsity: float = 0.7,       # of the tickets
+) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score in percent
+    "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
+    rows = chosen(runs, ("own", "source_train"), method="imp")[lambda r: np.isclose(r.asked_sparsity, sparsity) & r.task.ne("mlm")]
+    few = rows.source_train.map(lambda n: "" if pd.isna(n) else f", {n:g} examples")
+    names = rows.source.mask(rows.own, "own task").mask(rows.source.eq("mlm+" + rows.task), "mlm+own task")
+    return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm", "mlm+own task"])].pivot_table("score", "source", "task")
+
+# %% ../nbs/19_report.ipynb #92d2f3de
 TRAINED = tuple(method for method in CHOICES["method"] if method.startswith("tamt-"))   # methods of mask training
 
-# %% ../nbs/19_report.ipynb #28265e71
+# %% ../nbs/19_report.ipynb #4de27f60
 def agnostic(
     runs: pd.DataFrame,             # ticket runs of one model
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
@@ -264,7 +275,7 @@ def agnostic(
     rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
     return rows[rows.method.isin(["omp", "random", *TRAINED]) | rows.method.eq("imp") & rows.source.eq("mlm")]
 
-# %% ../nbs/19_report.ipynb #4de27f60
+# %% ../nbs/19_report.ipynb #6d345abb
 def averages(
     runs: pd.DataFrame,   # ticket runs of one model
 ) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed, mask_at ...; score and losses averaged over `tasks` tasks and all retraining seeds
@@ -277,7 +288,7 @@ def averages(
     tried = means.groupby(keys, dropna=False).task.transform("size")
     return means[tried == len(usual)].drop(columns="task").groupby(keys, dropna=False).mean().reset_index().assign(tasks=len(usual))
 
-# %% ../nbs/19_report.ipynb #6d345abb
+# %% ../nbs/19_report.ipynb #763b21c1
 def rank_correlation(
     runs: pd.DataFrame,        # ticket runs of one model
     loss: str = "mlm_loss",    # mlm_loss (nats) or kd_loss, of the ticket before retraining
@@ -288,7 +299,7 @@ def rank_correlation(
     groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2 and group.score.nunique() > 1]
     return pd.DataFrame([(task, s, *spearmanr(g[loss], g.score), len(g)) for task, s, g in groups], columns=["task", "sparsity", "rho", "p", "points"])
 
-# %% ../nbs/19_report.ipynb #a937c718
+# %% ../nbs/19_report.ipynb #2806490c
 def gate_runs(
     *places: str | Path | None,   # as in `read_runs`; an empty text is passed over
 ) -> pd.DataFrame:                # finished runs of s-pruning and m-pruning, possibly none
@@ -298,7 +309,7 @@ def gate_runs(
     names = ["id", "template", *known, "method", "metric", "full_score", "majority", *scores]
     return pd.concat([read_runs(place, ("structured", "magnitude"), names) for place in places if place != ""], ignore_index=True)
 
-# %% ../nbs/19_report.ipynb #87d5b771
+# %% ../nbs/19_report.ipynb #34e1f0b3
 def finding(
     claim: str,            # what the paper says
     gains: pd.Series,      # where → how far it holds there: positive supports the claim; missing values are left out
@@ -311,7 +322,7 @@ def finding(
     where = "everywhere" if not against else f"in {len(gains) - len(against)} of {len(gains)}" + (f" (not {', '.join(against)})" if len(against) <= 8 else "")
     return f"{claim}: {'holds' if not against else 'does not hold' if len(against) == len(gains) else 'holds in part'}, {where}; {gains.median():.1f} {unit} at the median, {gains.min():.1f} to {gains.max():.1f}"
 
-# %% ../nbs/19_report.ipynb #6dfb0fa9
+# %% ../nbs/19_report.ipynb #dcc148ba
 def place_name(
     place: object,   # a label of an index: a task, or a tuple of task, sparsity ...
 ) -> str:            # its words
@@ -319,7 +330,7 @@ def place_name(
     parts = place if isinstance(place, tuple) else (place,)
     return " ".join(f"{100*part:g} %" if isinstance(part, float) else str(part) for part in parts)
 
-# %% ../nbs/19_report.ipynb #dcc148ba
+# %% ../nbs/19_report.ipynb #ca746bbe
 def verdict(
     ours: pd.Series,       # numbers by cell
     paper: pd.Series,      # the paper's numbers, same labels and unit
@@ -336,7 +347,7 @@ def verdict(
     signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "") if signed else f"{len(both)} cells"
     return f"{signs}, {order_said(both)}, within {apart.max():.1f} {unit} (median {apart.median():.1f}){lack}"
 
-# %% ../nbs/19_report.ipynb #8f87543a
+# %% ../nbs/19_report.ipynb #b4806d0b
 def order_said(
     both: pd.DataFrame,   # columns ours and paper, no missing values
 ) -> str:                 # same order, or the rank correlation
@@ -345,7 +356,7 @@ def order_said(
     rho = spearmanr(both.ours, both.paper).statistic
     return "same order" if rho > 1 - 1e-9 else f"rank correlation {rho:.2f}"
 
-# %% ../nbs/19_report.ipynb #b4806d0b
+# %% ../nbs/19_report.ipynb #ca0d66a5
 def beside(
     ours: dict[str, pd.Series],   # name (such as the model's) → numbers by cell
     paper: pd.Series,             # the paper's numbers, same labels and unit
@@ -357,7 +368,7 @@ def beside(
     order = [*paper.index, *(cell for cell in table.index if cell not in paper.index)]
     return table.loc[order], [f"{name}: {verdict(numbers, paper, unit, signed)}" for name, numbers in ours.items()]
 
-# %% ../nbs/19_report.ipynb #ca0d66a5
+# %% ../nbs/19_report.ipynb #4a70fb62
 def plus_minus(
     mean: pd.DataFrame,   # numbers
     std: pd.DataFrame,    # standard deviations, same labels; missing ones are left out
@@ -367,7 +378,7 @@ def plus_minus(
     text = mean.map(lambda value: "" if pd.isna(value) else f"{value:.{digits}f}")
     return text + std.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}").reindex_like(text).fillna("").where(text != "", "")
 
-# %% ../nbs/19_report.ipynb #90ec398e
+# %% ../nbs/19_report.ipynb #46f92101
 def ticket_masks(
     runs: pd.DataFrame,          # ticket runs of one model
     label: tuple[str, ...],      # fields whose values name a mask
@@ -379,14 +390,14 @@ def ticket_masks(
         if name not in found and run.folder and (Path(run.folder)/"ticket").is_dir(): found[name] = Ticket.load(Path(run.folder)/"ticket").mask
     return found
 
-# %% ../nbs/19_report.ipynb #4e5d68d0
+# %% ../nbs/19_report.ipynb #69aaebe5
 def report_path(
     paper: str,   # chen_2020, liu_2022 or prasanna_2020
 ) -> Path:        # its notebook, as shipped with the package
     "The notebook of a report"
     return Path(str(files("lottery_nb.reports")/f"{one_of('report', paper, PAPERS)}.ipynb"))
 
-# %% ../nbs/19_report.ipynb #69aaebe5
+# %% ../nbs/19_report.ipynb #54c5e29b
 def render(
     paper: str,                  # chen_2020, liu_2022 or prasanna_2020
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`
