@@ -204,9 +204,9 @@ def both_metrics(
 def transfer_runs(
     runs: pd.DataFrame,                # ticket runs of one model
     sparsity: float | None = 0.7,      # of all tickets; None: each source task's own highest winning sparsity (Figure 6)
-) -> pd.DataFrame:                     # IMP runs at that sparsity, and one-shot masks of θ0 as the source `pruning θ0`
+) -> pd.DataFrame:                     # IMP runs of one source task at that sparsity, and one-shot masks of θ0 as the source `pruning θ0`
     "The runs behind a transfer matrix"
-    imp, omp = chosen(runs, ("own",), method="imp"), chosen(runs, method="omp")
+    imp, omp = chosen(runs, ("own",), method="imp")[lambda rows: ~rows.source.str.contains("+", regex=False)], chosen(runs, method="omp")
     if sparsity is not None: return pd.concat([imp, omp.assign(source="pruning θ0")])[lambda rows: np.isclose(rows.asked_sparsity, sparsity)]
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
