@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'COLUMNS', 'runs_root', 'run_folder', 'stage_folder', 'open
 
 # %% ../nbs/10_store.ipynb #881775cf
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,11 @@ def open_run(
 ) -> Path:                            # its folder, with `spec.json` in it
     "Make (or find) the folder of a run; another spec of the same id is refused"
     folder = run_folder(spec, root)
-    written = {"template": spec.template} | asdict(spec)
-    if (folder/"spec.json").exists() and (old := read_json(folder/"spec.json")) != (written | {k: v for k, v in old.items() if k not in written or v is None}):   # an older version left open
-        raise BadInput(f"{folder} belongs to another spec of the same id; move it away or choose another --runs folder")
+    written, usual = {"template": spec.template} | asdict(spec), {field.name: field.default for field in fields(spec)}
+    if (folder/"spec.json").exists():
+        old = usual | read_json(folder/"spec.json")   # an older version had fewer fields, or left one open
+        if old != (written | {k: v for k, v in old.items() if k not in written or v is None}):
+            raise BadInput(f"{folder} belongs to another spec of the same id; move it away or choose another --runs folder")
     if not (folder/"spec.json").exists(): write_json(folder/"spec.json", written)
     return folder
 

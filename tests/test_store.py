@@ -55,6 +55,14 @@ def test_a_folder_of_an_older_version_that_left_a_field_open_is_found_again(tmp_
     assert open_run(TicketSpec(), tmp_path) == folder
 
 
+def test_an_unfinished_folder_of_a_version_with_fewer_fields_is_found_again(tmp_path):
+    folder = open_run(TicketSpec(), tmp_path)
+    write_json(folder/"spec.json", {name: value for name, value in read_json(folder/"spec.json").items() if name != "source_train"})
+    assert open_run(TicketSpec(), tmp_path) == folder
+    write_json(folder/"spec.json", read_json(folder/"spec.json") | {"sparsity": .1})
+    with pytest.raises(BadInput, match="belongs to another spec"): open_run(TicketSpec(), tmp_path)
+
+
 def test_the_root_comes_from_the_argument_then_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LOTTERY_NB_RUNS", str(tmp_path/"env"))
     assert runs_root() == tmp_path/"env" and runs_root(tmp_path) == tmp_path
