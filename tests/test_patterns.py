@@ -291,11 +291,11 @@ def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
         np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)
 
 
-@pytest.mark.parametrize("world", ["micro", "wiki"])
-def test_tickets_of_the_attention_grid_are_runs_of_the_gates_grid(world):
+@pytest.mark.parametrize("gates, attention", [("prasanna_2020_micro", "micro_attention"), ("wiki_gates", "wiki_attention")])
+def test_tickets_of_the_attention_grid_are_runs_of_the_gates_grid(gates, attention):
     grids = Path(__file__).resolve().parent.parent/"grids"
-    pruned = {spec.id: spec.task for spec in read_grid(grids/f"{world}_gates.yaml") if spec.template == "structured"}
-    assert all(pruned[spec.ticket] == spec.task for spec in read_grid(grids/f"{world}_attention.yaml"))
+    pruned = {spec.id: spec.task for spec in read_grid(grids/f"{gates}.yaml") if spec.template == "structured"}
+    assert all(pruned[spec.ticket] == spec.task for spec in read_grid(grids/f"{attention}.yaml"))
 
 
 def test_the_attention_report_says_what_the_runs_found(tmp_path):
