@@ -1,10 +1,13 @@
 """Execute notebooks in place and keep only what a reader needs: `python tests/execute_notebooks.py [NOTEBOOK ...]`."""
+import base64
+import io
 import json
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
@@ -13,6 +16,14 @@ KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name"
 def readable(output: dict) -> bool:
     "Progress bars and warnings are not for the page"
     return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+def smaller(png: str) -> str:
+    "A figure in 96 colours: a third of the bytes, and the eye sees no difference"
+    file = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def tidy(cell: dict) -> dict:
@@ -24,6 +35,7 @@ def tidy(cell: dict) -> dict:
     for output in cell["outputs"]:
         if "execution_count" in output: output["execution_count"] = None
         if "metadata" in output: output["metadata"] = {}
+        if "image/png" in output.get("data", {}): output["data"]["image/png"] = smaller(output["data"]["image/png"])
     return cell
 
 
