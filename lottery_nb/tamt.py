@@ -750,13 +750,16 @@ def _with_pooler(mask: Mask, model: nn.Module, spec: TicketSpec) -> Mask:
 
 # %% ../nbs/12_tamt.ipynb #f41d0dd2
 def pretraining_losses(
-    spec: TicketSpec,  # a ticket run of any method
-    ticket: Ticket,    # its ticket
-) -> dict:             # mlm_loss (nats), kd_loss; both None where there is no text, or no MLM head
+    spec: TicketSpec,                 # a ticket run of any method
+    ticket: Ticket,                   # its ticket
+    root: str | Path | None = None,   # folder of all runs
+) -> dict:                            # mlm_loss (nats), kd_loss; both None where there is no text, or no MLM head
     "Pre-training losses of a ticket on held-out text (Liu et al. 2022, Figure 5)"
     if not (spec.text or is_micro(spec.model) or spec.trains_mask): return dict(mlm_loss=None, kd_loss=None)
     source = text_spec(spec if spec.text or not is_micro(spec.model) else replace(spec, data_dir=""), 1)
-    task, data, tokenizer = materials(source)
-    dev = encoded(source, task, data, tokenizer, "dev")
-    model = load_model(source.model, task, source.seed)
-    return mask_losses(model, ticket.mask, dev, tokenizer, decoder=spec.mask_decoder)
+    key = source.differing() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
+    def measure(partial: Path):
+        task, data, tokenizer = materials(source)
+        dev, model = encoded(source, task, data, tokenizer, "dev"), load_model(source.model, task, source.seed)
+        write_json(partial/"losses.json", mask_losses(model, ticket.mask, dev, tokenizer, decoder=spec.mask_decoder))
+    return read_json(stage(stage_folder("losses", key, root), measure)/"losses.json")

@@ -19,10 +19,12 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from torch.func import functional_call
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, RobertaConfig, RobertaForMaskedLM
 
+import lottery_nb.tamt as tamt_module
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
+from lottery_nb.spec import TicketSpec
 from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters, initial_scores,
-                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, start_mask, token_marks, train_mask)
+                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, pretraining_losses, start_mask, ticket_for, token_marks, train_mask)
 from lottery_nb.tasks import fixed_masks
 from lottery_nb.weights import prunable
 
@@ -471,3 +473,19 @@ def test_text_that_is_none(content, message, tiny_model, tiny_data, tmp_path, ca
              "--method", "tamt-mlm", "--mask-steps", "10"]
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_losses_of_a_mask_are_measured_once_for_all_who_retrain_it(tiny_model, tiny_data, tmp_path, monkeypatch):
+    (tmp_path/"text.txt").write_text("the film was good the meal was fine\n" * 80)
+    spec = TicketSpec(task=str(tiny_data), model=str(tiny_model), text=str(tmp_path/"text.txt"), method="omp", sparsity=.5, mask_max_length=16)
+    ticket, calls, original = ticket_for(spec, tmp_path/"runs"), [], tamt_module.mask_losses
+
+    def counted(*args, **options):
+        calls.append(1)
+        return original(*args, **options)
+
+    monkeypatch.setattr(tamt_module, "mask_losses", counted)
+    losses = [pretraining_losses(replace(spec, seed=seed), ticket, tmp_path/"runs") for seed in range(3)]
+    assert losses[0] == losses[1] == losses[2] and len(calls) == 1
+    other = ticket_for(replace(spec, sparsity=.7), tmp_path/"runs")
+    assert pretraining_losses(spec, other, tmp_path/"runs") != losses[0] and len(calls) == 2
