@@ -272,7 +272,7 @@ def agnostic(
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
 ) -> pd.DataFrame:                  # those whose mask knows no downstream task: IMP on MLM, one-shot, random and trained masks, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
-    rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
+    rows = chosen(runs, ("own", "source_train", "mask_at", "mask_init", *free))
     return rows[rows.method.isin(["omp", "random", *TRAINED]) | rows.method.eq("imp") & rows.source.eq("mlm")]
 
 # %% ../nbs/19_report.ipynb #6d345abb
