@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'target_spec', 'source_spec', 'source_specs', 'materials', 'theta0', 'restore_weights',
-           'train_into', 'dense', 'training_history', 'pruned_at_once', 'levels', 'round_length', 'whole_length',
-           'Chain', 'keep_head', 'JointChain', 'chain_of', 'find_ticket', 'starting_model', 'remaining_steps',
-           'retrain', 'result_of']
+           'train_once', 'train_into', 'dense', 'training_history', 'pruned_at_once', 'levels', 'round_length',
+           'whole_length', 'Chain', 'keep_head', 'JointChain', 'chain_of', 'find_ticket', 'starting_model',
+           'remaining_steps', 'retrain', 'result_of']
 
 # %% ../nbs/11_magnitude.ipynb #778fe4a6
 import os
@@ -14,6 +14,7 @@ import shutil
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Callable
 
 import pandas as pd
 import torch
@@ -31,7 +32,7 @@ from .spec import RunSpec, TicketSpec, slugged, source_names, training_defaults
 from .store import stage_folder
 from .tasks import Task, get_task, load_data
 from .tickets import Ticket, check_architecture, check_weights, present, provenance_of
-from .training import encoded, evaluate, finetune, save_weights, steps
+from .training import Training, encoded, evaluate, finetune, save_weights, steps
 from .weights import prunable
 
 # %% ../nbs/11_magnitude.ipynb #583190ac
@@ -97,6 +98,21 @@ WEIGHTS = "model.safetensors"      # trained weights; written last, so a trainin
 SNAPSHOT = "theta_i.safetensors"   # weights to rewind to, in the stage of a chain's first level
 
 # %% ../nbs/11_magnitude.ipynb #85326d31
+def train_once(
+    folder: Path,                      # a stage's partial folder
+    model: PreTrainedModel,            # ends with the trained weights
+    run: Callable[[Path], Training],   # trains the model; given a folder for its checkpoints
+):
+    "Train unless it is trained already: leaves model.safetensors, history.parquet and the snapshot"
+    if not (folder/WEIGHTS).exists():
+        training = run(folder/"checkpoints")
+        with atomic(folder/"history.parquet") as temp: training.history.to_parquet(temp)
+        if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
+        save_weights(model, folder/WEIGHTS)
+    shutil.rmtree(folder/"checkpoints", ignore_errors=True)
+    restore_weights(model, folder/WEIGHTS)
+
+# %% ../nbs/11_magnitude.ipynb #a469445c
 def train_into(
     folder: Path,               # a stage's partial folder; checkpoints inside let a killed training go on
     model: PreTrainedModel,     # trained in place
@@ -104,18 +120,12 @@ def train_into(
     judge: bool = True,         # evaluate at the end and write `scores.json`
     **settings,                 # mask, length, order, lr_offset, lr_total, snapshot_at: see `finetune`
 ):
-    "Train unless it is trained already, then judge: leaves model.safetensors, history.parquet, scores.json and the snapshot"
+    "Train on one task as in `train_once`, then judge: leaves scores.json too"
     task, data, tokenizer = materials(spec)
-    if not (folder/WEIGHTS).exists():
-        training = finetune(model, task, data, tokenizer, spec, folder/"checkpoints", **settings)
-        with atomic(folder/"history.parquet") as temp: training.history.to_parquet(temp)
-        if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
-        save_weights(model, folder/WEIGHTS)
-    shutil.rmtree(folder/"checkpoints", ignore_errors=True)
-    restore_weights(model, folder/WEIGHTS)
+    train_once(folder, model, lambda checkpoints: finetune(model, task, data, tokenizer, spec, checkpoints, **settings))
     if judge: write_json(folder/"scores.json", evaluate(model, task, data, tokenizer, spec))
 
-# %% ../nbs/11_magnitude.ipynb #8163bf20
+# %% ../nbs/11_magnitude.ipynb #5688af9d
 def dense(
     spec: RunSpec,                    # a run; only its training on the target task matters
     root: str | Path | None = None,   # folder of all runs
@@ -125,14 +135,14 @@ def dense(
     folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.differing(), root)
     return stage(folder, lambda partial: train_into(partial, theta0(target), target))
 
-# %% ../nbs/11_magnitude.ipynb #a313954c
+# %% ../nbs/11_magnitude.ipynb #9bc85a54
 def training_history(
     folder: Path,      # a stage folder of a training
 ) -> pd.DataFrame:     # step, loss, learning_rate
     "What the Trainer logged"
     return pd.read_parquet(folder/"history.parquet")
 
-# %% ../nbs/11_magnitude.ipynb #11ce1897
+# %% ../nbs/11_magnitude.ipynb #8285ae07
 def pruned_at_once(
     spec: TicketSpec,        # pool, scope, sparsity, method, seed
     model: PreTrainedModel,  # at θ0
@@ -142,14 +152,14 @@ def pruned_at_once(
     if spec.method == "dense": return Mask.ones_like(weights)
     return topk_mask(random(weights, spec.seed) if spec.method == "random" else magnitude(weights), spec.sparsity, spec.scope)
 
-# %% ../nbs/11_magnitude.ipynb #5469cf70
+# %% ../nbs/11_magnitude.ipynb #5db5dcd2
 def levels(
     spec: TicketSpec,   # schedule, step, sparsity
 ) -> list[float]:       # cumulative sparsity after each round; the last is `spec.sparsity`
     "The sparsities of an IMP chain (D1: both readings of the paper)"
     return list({"absolute": absolute, "remaining": remaining}[spec.schedule](spec.step, spec.sparsity))
 
-# %% ../nbs/11_magnitude.ipynb #73dc3f33
+# %% ../nbs/11_magnitude.ipynb #4e8cace7
 def round_length(
     spec: TicketSpec,   # round_steps, round_epochs
 ) -> int:               # optimizer steps of one round
@@ -158,14 +168,14 @@ def round_length(
     changes = {} if spec.round_epochs is None else dict(epochs=spec.round_epochs, max_steps=None)
     return sum(whole_length(replace(source, **changes)) for source in source_specs(spec))
 
-# %% ../nbs/11_magnitude.ipynb #4e8cace7
+# %% ../nbs/11_magnitude.ipynb #dfa98e54
 def whole_length(
     spec: RunSpec,   # a training
 ) -> int:            # its optimizer steps T
     "Length of a whole training"
     return steps(spec, len(encoded(spec, *materials(spec), "train")))
 
-# %% ../nbs/11_magnitude.ipynb #f359a57f
+# %% ../nbs/11_magnitude.ipynb #aca80130
 class Chain:
     "An IMP chain: one stage per level, made in order, shared by all runs that need it (Chen et al. 2020, Algorithm 1)"
 
@@ -227,7 +237,7 @@ class Chain:
         "Whether the first round is the full model's training itself"
         return self.spec.horizon == "round" and not self.rewind and self.spec.round_epochs is None and self.spec.round_steps is None
 
-# %% ../nbs/11_magnitude.ipynb #aca80130
+# %% ../nbs/11_magnitude.ipynb #6be3bd5a
 def keep_head(
     model: PreTrainedModel,   # rewound weights; changed in place
     path: Path,               # weights after the round
@@ -238,7 +248,7 @@ def keep_head(
     with torch.no_grad():
         for name, p in model.base_model.named_parameters(): p.copy_(rewound[name])
 
-# %% ../nbs/11_magnitude.ipynb #b37dcd78
+# %% ../nbs/11_magnitude.ipynb #82e21389
 class JointChain(Chain):
     "An IMP chain on several tasks at once (multi-task pruning, Chen et al. 2020, Appendix C)"
 
@@ -250,16 +260,11 @@ class JointChain(Chain):
         "The first task's model after round `number`, and the mask it was trained under (none in the first)"
         mask = Ticket.load(self.level(number - 1)/"ticket").mask if number > 1 else None
         nets = [theta0(source) for source in self.sources]
-        if not (partial/WEIGHTS).exists():
-            tasks, data, tokenizers = zip(*map(materials, self.sources))
-            training = finetune_jointly(nets, tasks, data, tokenizers[0], self.sources, partial/"checkpoints", mask=mask, **self.span(number))
-            with atomic(partial/"history.parquet") as temp: training.history.to_parquet(temp)
-            save_weights(nets[0], partial/WEIGHTS)
-        shutil.rmtree(partial/"checkpoints", ignore_errors=True)
-        restore_weights(nets[0], partial/WEIGHTS)
+        tasks, data, tokenizers = zip(*map(materials, self.sources))
+        train_once(partial, nets[0], lambda checkpoints: finetune_jointly(nets, tasks, data, tokenizers[0], self.sources, checkpoints, mask=mask, **self.span(number)))
         return nets[0], mask
 
-# %% ../nbs/11_magnitude.ipynb #82e21389
+# %% ../nbs/11_magnitude.ipynb #0fe73ade
 def chain_of(
     spec: TicketSpec,                 # method imp or standard
     root: str | Path | None = None,   # folder of all runs
@@ -267,7 +272,7 @@ def chain_of(
     "The IMP chain of a run"
     return (Chain if len(source_names(spec.source)) < 2 else JointChain)(spec, root)
 
-# %% ../nbs/11_magnitude.ipynb #a0da8b38
+# %% ../nbs/11_magnitude.ipynb #5189a48f
 def find_ticket(
     spec: TicketSpec,                 # method, sparsity, source, pool ...
     root: str | Path | None = None,   # folder of all runs
@@ -280,7 +285,7 @@ def find_ticket(
     mask = pruned_at_once(spec, model)
     return Ticket(mask, provenance_of(model, mask, model=spec.model, method=spec.method, pool=spec.pool, scope=spec.scope, seed=spec.seed))
 
-# %% ../nbs/11_magnitude.ipynb #a9ef4b72
+# %% ../nbs/11_magnitude.ipynb #610d9f0d
 def starting_model(
     spec: TicketSpec,                 # method, rewind, start
     ticket: Ticket,                   # what will be held
@@ -297,7 +302,7 @@ def starting_model(
         elif chain.rewind: restore_weights(model, chain.level(1)/SNAPSHOT, head=same)
     return start_weights(model, spec.start, spec.seed)
 
-# %% ../nbs/11_magnitude.ipynb #610d9f0d
+# %% ../nbs/11_magnitude.ipynb #944b1437
 def remaining_steps(
     spec: TicketSpec,   # rewind, source
 ) -> dict:              # settings of `finetune`: what is left of the training after rewinding
@@ -308,7 +313,7 @@ def remaining_steps(
     done = max(1, round(spec.rewind*total))
     return {"length": total - done, "lr_offset": done, "lr_total": total}
 
-# %% ../nbs/11_magnitude.ipynb #944b1437
+# %% ../nbs/11_magnitude.ipynb #146911f8
 def retrain(
     spec: TicketSpec,                 # the run
     ticket: Ticket,                   # the subnetwork
@@ -324,7 +329,7 @@ def retrain(
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 
-# %% ../nbs/11_magnitude.ipynb #665eabee
+# %% ../nbs/11_magnitude.ipynb #75fd9cb3
 def result_of(
     spec: TicketSpec,   # the run
     ticket: Ticket,     # its ticket

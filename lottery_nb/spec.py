@@ -65,8 +65,12 @@ def task_name(
 ) -> str:        # canonical name, or the path as it was given
     "Canonical name of a task; an unknown one is `BadInput`"
     if "/" in task or Path(task).suffix: return task
-    plain = re.sub(r"[-_ ]", "", task.lower())
+    plain = _plain(task)
     return one_of("task", plain if plain in TASKS else task, TASKS)
+
+def _plain(task: str) -> str:
+    "A task's name without case, hyphens and blanks"
+    return re.sub(r"[-_ ]", "", task.lower())
 
 # %% ../nbs/00_spec.ipynb #7028a8ad
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
@@ -170,7 +174,7 @@ def source_names(
 ) -> list[str]:    # canonical names
     "The tasks that a mask is found on"
     first, _, rest = source.partition("+")
-    apart = rest and re.sub(r"[-_ ]", "", first.lower()) in TASKS
+    apart = rest and _plain(first) in TASKS
     names = [task_name(first), *source_names(rest)] if apart else [task_name(source)] if source else []
     if len(set(names)) < len(names): raise BadInput(f"source {source!r} names a task twice")
     return names
