@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'STATES', 'template_path', 'check_template', 'RunFailed', 'Worker', 'start_kernel', 'failure_noted',
-           'run_notebook', 'sweep', 'ready', 'unfinished', 'cores', 'begin_work', 'end_with_parent', 'work',
-           'visible_gpus', 'gpu_slots', 'sweep_on_ray', 'connect', 'work_on_node', 'outcome', 'state', 'is_locked',
-           'progress', 'seconds_taken']
+           'run_notebook', 'sweep', 'in_processes', 'ready', 'unfinished', 'cores', 'begin_work', 'end_with_parent',
+           'work', 'visible_gpus', 'gpu_slots', 'sweep_on_ray', 'connect', 'work_on_node', 'outcome', 'state',
+           'is_locked', 'progress', 'seconds_taken']
 
 # %% ../nbs/19_sweep.ipynb #499fd5e4
 import atexit
@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.resources import files
@@ -179,16 +180,31 @@ def sweep(
     if devices and len(devices) != workers: raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
     waiting = unfinished(specs, root, force)
     yield from ready(specs, waiting, root)
-    workers = min(workers, len(waiting))
-    if not workers: return
+    while waiting:
+        lost = set()
+        for spec, result in in_processes(waiting, root, min(workers, len(waiting)), force, devices):
+            if isinstance(result, BrokenProcessPool): lost.add(spec.id)
+            else: yield spec, result
+        if len(lost) == len(waiting): yield waiting[0], RunFailed("a worker process was killed before any run ended: is there enough memory?")
+        waiting = [spec for spec in waiting[len(lost) == len(waiting):] if spec.id in lost]
+
+# %% ../nbs/19_sweep.ipynb #01f9ccd7
+def in_processes(
+    specs: list[RunSpec],         # the runs
+    root: str | Path | None,      # folder of all runs
+    workers: int,                 # processes
+    force: bool,                  # run finished ones again
+    devices: list[str] | None,    # CUDA_VISIBLE_DEVICES of each worker; None = as the environment says
+) -> Iterator[tuple[RunSpec, dict | Exception]]:   # as in `sweep`; a `BrokenProcessPool` for each run that was lost with its process
+    "Execute runs in one pool of processes"
     threads = max(1, cores() // workers) if workers > 1 else None
     slots = (context := get_context("spawn")).SimpleQueue()
     for device in (devices or [None] * workers)[:workers]: slots.put(device)
     with ProcessPoolExecutor(workers, context, initializer=begin_work, initargs=(root, threads, slots)) as pool:
-        jobs = {pool.submit(work, spec, force): spec for spec in waiting}
+        jobs = {pool.submit(work, spec, force): spec for spec in specs}
         for job in as_completed(jobs): yield jobs[job], job.exception() or job.result()
 
-# %% ../nbs/19_sweep.ipynb #9c953943
+# %% ../nbs/19_sweep.ipynb #71f4c88d
 def ready(
     specs: list[RunSpec],      # the runs of a sweep
     waiting: list[RunSpec],    # those that have work left
@@ -199,7 +215,7 @@ def ready(
     for spec in specs:
         if spec.id not in left: yield spec, read_result(run_folder(spec, root))
 
-# %% ../nbs/19_sweep.ipynb #01f9ccd7
+# %% ../nbs/19_sweep.ipynb #bf50e47b
 def unfinished(
     specs: list[RunSpec],       # the runs
     root: str | Path | None,    # folder of all runs
@@ -208,15 +224,15 @@ def unfinished(
     "The runs that a sweep must execute"
     return [spec for spec in specs if force or read_result(run_folder(spec, root)) is None]
 
-# %% ../nbs/19_sweep.ipynb #bf50e47b
+# %% ../nbs/19_sweep.ipynb #3c42c582
 def cores() -> int:   # CPU cores
     "How many cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/19_sweep.ipynb #8e947b0b
+# %% ../nbs/19_sweep.ipynb #581567b0
 _worker = None   # of a sweep's process
 
-# %% ../nbs/19_sweep.ipynb #3c42c582
+# %% ../nbs/19_sweep.ipynb #8d394b00
 def begin_work(
     root: str | Path | None,   # folder of all runs
     threads: int | None,       # CPU threads of the kernel
@@ -228,7 +244,7 @@ def begin_work(
     atexit.register(_worker.close)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
-# %% ../nbs/19_sweep.ipynb #581567b0
+# %% ../nbs/19_sweep.ipynb #aceb14f4
 def end_with_parent():
     "Wait for the parent process to end, then end this one and its kernel: no orphan holds a lock"
     if (parent := parent_process()) is None: return
@@ -236,7 +252,7 @@ def end_with_parent():
     _worker.close()
     os._exit(1)
 
-# %% ../nbs/19_sweep.ipynb #aceb14f4
+# %% ../nbs/19_sweep.ipynb #dfce2f81
 def work(
     spec: RunSpec,   # the run
     force: bool,     # run it although it is finished
@@ -244,7 +260,7 @@ def work(
     "Execute one run of a sweep in this process"
     return _worker.execute(spec, force)
 
-# %% ../nbs/19_sweep.ipynb #31b93059
+# %% ../nbs/19_sweep.ipynb #ce487885
 def visible_gpus() -> list[str]:   # in torch's order, as CUDA_VISIBLE_DEVICES names them
     "The GPUs that this process may use"
     import torch
@@ -252,7 +268,7 @@ def visible_gpus() -> list[str]:   # in torch's order, as CUDA_VISIBLE_DEVICES n
     count = torch.cuda.device_count()
     return [name.strip() for name in named][:count] if any(named) else [str(number) for number in range(count)]
 
-# %% ../nbs/19_sweep.ipynb #aee17482
+# %% ../nbs/19_sweep.ipynb #873a2084
 def gpu_slots(
     gpus: str,             # numbers of GPUs, such as `0,1`
     runs_per_gpu: int,     # workers that share a GPU
@@ -267,7 +283,7 @@ def gpu_slots(
     if beyond: raise BadInput(f"gpus {gpus}: there is no GPU {', '.join(beyond)}; this process sees {len(visible)} GPU(s)")
     return [visible[int(number)] for number in numbers] * runs_per_gpu
 
-# %% ../nbs/19_sweep.ipynb #6257990f
+# %% ../nbs/19_sweep.ipynb #4978a384
 def sweep_on_ray(
     specs: list[RunSpec],               # the runs
     root: str | Path | None = None,     # folder of all runs, seen by every node
@@ -289,7 +305,7 @@ def sweep_on_ray(
             yield jobs.pop(ended), outcome(ray, ended)
     finally: ray.shutdown()
 
-# %% ../nbs/19_sweep.ipynb #40751515
+# %% ../nbs/19_sweep.ipynb #d7e0aaca
 def connect(
     address: str | None,   # HOST:PORT, auto, or None
 ) -> Any:                  # the module ray, connected
@@ -303,7 +319,7 @@ def connect(
     except (OSError, ValueError) as error: raise BadInput(f"no Ray cluster answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
     return ray
 
-# %% ../nbs/19_sweep.ipynb #4978a384
+# %% ../nbs/19_sweep.ipynb #25ad2ada
 def work_on_node(
     spec: RunSpec,    # the run
     force: bool,      # run it although it is finished
@@ -322,7 +338,7 @@ def work_on_node(
         atexit.register(_worker.close)
     return _worker.execute(spec, force)
 
-# %% ../nbs/19_sweep.ipynb #d7e0aaca
+# %% ../nbs/19_sweep.ipynb #35d22907
 def outcome(
     ray: Any,     # the module, connected
     job: Any,     # reference of a task that ended
@@ -332,7 +348,7 @@ def outcome(
     except ray.exceptions.RayTaskError as error: return error.cause
     except ray.exceptions.RayError as error: return RunFailed(f"the cluster lost the run: {error}")
 
-# %% ../nbs/19_sweep.ipynb #941ed6e7
+# %% ../nbs/19_sweep.ipynb #401cde33
 def state(
     spec: RunSpec,                    # a run
     root: str | Path | None = None,   # folder of all runs
@@ -343,7 +359,7 @@ def state(
     if is_locked(folder): return "running"
     return "failed" if (folder/FAILED).exists() else "waiting"
 
-# %% ../nbs/19_sweep.ipynb #bc6a56e6
+# %% ../nbs/19_sweep.ipynb #6efcb666
 def is_locked(
     path: Path,   # what `locked` protects
 ) -> bool:        # whether some process holds it now
@@ -355,10 +371,10 @@ def is_locked(
     except Timeout: return True
     return False
 
-# %% ../nbs/19_sweep.ipynb #6efcb666
+# %% ../nbs/19_sweep.ipynb #8c270c5e
 STATES = ("done", "running", "failed", "waiting")
 
-# %% ../nbs/19_sweep.ipynb #570b5316
+# %% ../nbs/19_sweep.ipynb #95a3ea6d
 def progress(
     specs: list[RunSpec],             # the runs of a grid
     root: str | Path | None = None,   # folder of all runs
@@ -375,7 +391,7 @@ def progress(
     ahead = [(row["running"] + row["waiting"]) * mean.get(key, sum(mean.values()) / max(1, len(mean))) for key, row in rows.items()]
     return {"rows": list(rows.values()), "total": total, "seconds_left": sum(ahead) / max(1, total["running"]) if mean else None}
 
-# %% ../nbs/19_sweep.ipynb #8c270c5e
+# %% ../nbs/19_sweep.ipynb #4f853f79
 def seconds_taken(
     folder: Path,      # a finished run's folder
 ) -> list[float]:      # its seconds, as papermill noted them; empty where it did not

@@ -20,13 +20,15 @@ def test_notebook_runs(path, tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def test_package_is_the_export_of_the_notebooks(tmp_path):
+def texts(root): return {path.relative_to(root): path.read_text() for pattern in ("lottery_nb/*.py", "nbs/*.ipynb", "nbs/tutorials/*.ipynb", "nbs/reports/*.ipynb") for path in root.glob(pattern)}
+
+
+def test_exporting_and_cleaning_change_nothing(tmp_path):
     copy = tmp_path/"copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "runs", ".git", "*.egg-info", "__pycache__"))
-    subprocess.run([Path(sys.executable).parent/"nbdev_export"], cwd=copy, check=True, capture_output=True)
-    ours = {p.name: p.read_text() for p in (ROOT/"lottery_nb").glob("*.py")}
-    exported = {p.name: p.read_text() for p in (copy/"lottery_nb").glob("*.py")}
-    assert {name for name in ours | exported if ours.get(name) != exported.get(name)} == set()
+    for step in ("nbdev_export", "nbdev_clean"): subprocess.run([Path(sys.executable).parent/step], cwd=copy, check=True, capture_output=True)
+    ours, exported = texts(ROOT), texts(copy)
+    assert {path for path in ours | exported if ours.get(path) != exported.get(path)} == set()
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):

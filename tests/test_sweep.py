@@ -1,8 +1,10 @@
 """Templates through papermill, with and without the command line."""
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +113,32 @@ def test_a_killed_sweep_leaves_no_orphans(tiny_model, tiny_data, tmp_path):
     process.wait()
     while time.time() < deadline and processes_mentioning(mark): time.sleep(.2)
     assert processes_mentioning(mark) == []
+
+
+def kill_workers():
+    for process in multiprocessing.active_children(): process.kill()
+
+
+def test_runs_that_lose_their_worker_process_go_on_in_a_new_one(spec, tmp_path):
+    ended = []
+    for one, result in sweep([replace(spec, seed=seed) for seed in range(3)], tmp_path, workers=1):
+        if not ended: kill_workers()
+        ended.append(result)
+    assert [result["method"] for result in ended] == ["omp"] * 3
+    assert sorted(result["seed"] for result in ended) == [0, 1, 2]
+
+
+def test_a_run_whose_worker_is_always_killed_is_given_up(spec, tmp_path):
+    stop = threading.Event()
+    def kill():
+        while not stop.wait(.1): kill_workers()
+    (killer := threading.Thread(target=kill)).start()
+    try: ended = list(sweep([spec, replace(spec, seed=1)], tmp_path, workers=1))
+    finally:
+        stop.set()
+        killer.join()
+    assert [one.seed for one, _ in ended] == [0, 1]
+    assert all(isinstance(error, RunFailed) and "a worker process was killed" in str(error) for _, error in ended)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see processes")
