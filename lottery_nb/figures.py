@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHOD_COLOURS', 'GROUP', 'BUDGET', 'TRAINING', 'KIND_COLOURS', 'PATTERN_COLOURS', 'full_scores', 'summary_table',
            'score_curve', 'score_curves', 'loss_scatter', 'step_curve', 'density_table', 'density_heatmap',
-           'history_curve', 'overlap_matrix', 'survival_heatmap', 'outcome_bars', 'importance_histogram',
-           'common_heatmap', 'pattern_bars', 'map_panels', 'save_figure']
+           'history_curve', 'overlap_matrix', 'survival_heatmap', 'survival_panels', 'outcome_bars',
+           'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'save_figure']
 
 # %% ../nbs/18_figures.ipynb #2bf06aab
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .compare import winning
 from .files import BadInput, atomic, one_of
@@ -199,10 +200,27 @@ def survival_heatmap(
     ax.set(xlabel="head", ylabel="layer")
     return ax
 
-# %% ../nbs/18_figures.ipynb #2dc764df
+# %% ../nbs/18_figures.ipynb #45c5dc32
+def survival_panels(
+    maps: dict[str, np.ndarray],   # title → mean per head and, where known, MLPs in one column more: (layer, head or head + 1); NaN = unknown
+    limits: tuple[float, float] = (0, 1),   # ends of the colour scale
+    columns: int = 5,              # panels side by side
+) -> Figure:                       # layers down, heads across, the MLP last
+    "Survival of heads and MLPs for several tasks (Prasanna et al. 2020, Figures 6 to 14)"
+    rows = -(-len(maps) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.3*columns + .6, 1.35*rows), squeeze=False, layout="constrained")
+    for ax, (title, values) in zip(axes.flat, maps.items()):
+        image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
+        ax.set_title(title, fontsize=8)
+        ax.set(xticks=[], yticks=[])
+    for ax in axes.flat[len(maps):]: ax.set_axis_off()
+    figure.colorbar(image, ax=axes, shrink=.8).ax.tick_params(labelsize=7)
+    return figure
+
+# %% ../nbs/18_figures.ipynb #7b61c211
 KIND_COLOURS = dict(zip(("good", "random", "bad"), (_palette[2], _palette[7], _palette[3])))
 
-# %% ../nbs/18_figures.ipynb #45c5dc32
+# %% ../nbs/18_figures.ipynb #a6be7294
 def outcome_bars(
     results: pd.DataFrame,     # runs of s-pruning or m-pruning, one method: task, full_score, majority, good_pruned, good_retrained, good_size ...
     task: str,                 # which task
@@ -222,7 +240,7 @@ def outcome_bars(
     ax.legend(frameon=False, fontsize=7, ncol=3, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax
 
-# %% ../nbs/18_figures.ipynb #7b61c211
+# %% ../nbs/18_figures.ipynb #04eb5d8b
 def importance_histogram(
     heads: np.ndarray,        # normalised importance, any shape
     mlps: np.ndarray,         # normalised importance
@@ -235,7 +253,7 @@ def importance_histogram(
     ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/18_figures.ipynb #35303242
+# %% ../nbs/18_figures.ipynb #732cfd45
 def common_heatmap(
     overlaps: pd.DataFrame,   # from `compare.overlap`: a, b, mean, std, expected
     ax: Axes | None = None,   # where to draw; None = a new figure
@@ -249,10 +267,10 @@ def common_heatmap(
     ax.set(xlabel="", ylabel="")
     return ax
 
-# %% ../nbs/18_figures.ipynb #732cfd45
+# %% ../nbs/18_figures.ipynb #3f9e4804
 PATTERN_COLOURS = dict(zip(("vertical", "diagonal", "vertical+diagonal", "block", "heterogeneous"), (_palette[1], _palette[0], _palette[4], _palette[8], _palette[7])))
 
-# %% ../nbs/18_figures.ipynb #8641a7b3
+# %% ../nbs/18_figures.ipynb #d12d3978
 def pattern_bars(
     shares: pd.DataFrame,     # groups × classes, rows sum to one, see `patterns.share_table`
     ax: Axes | None = None,   # where to draw; None = a new figure
@@ -269,7 +287,7 @@ def pattern_bars(
     ax.legend(frameon=False, ncol=3, fontsize=7, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax
 
-# %% ../nbs/18_figures.ipynb #3f9e4804
+# %% ../nbs/18_figures.ipynb #8533e2cc
 def map_panels(
     maps: dict[str, np.ndarray],   # title → map, query × key
 ) -> np.ndarray:                   # array of axes, one per map
@@ -281,7 +299,7 @@ def map_panels(
         ax.set_title(title.replace(", ", "\n"), fontsize=8)
     return axes[0]
 
-# %% ../nbs/18_figures.ipynb #8533e2cc
+# %% ../nbs/18_figures.ipynb #f5782b37
 def save_figure(
     ax: Axes,       # any axis of the figure
     path: str,      # .png, .svg or .pdf
