@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'TRAINED', 'SURVIVAL_FIGURES', 'paper_numbers', 'paper_table', 'by_task',
-           'read_runs', 'ticket_runs', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
-           'with_metric', 'both_metrics', 'transfer_runs', 'transfer_matrix', 'transfer_heatmap', 'rewinding',
-           'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
-           'our_survival', 'early_over_late', 'finding', 'place_name', 'verdict', 'order_said', 'beside', 'plus_minus',
-           'ticket_masks', 'report_path', 'render']
+           'read_runs', 'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics',
+           'chen_table', 'with_metric', 'both_metrics', 'transfer_runs', 'transfer_matrix', 'transfer_heatmap',
+           'rewinding', 'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
+           'our_survival', 'early_over_late', 'middle_over_ends', 'finding', 'place_name', 'verdict', 'order_said',
+           'beside', 'plus_minus', 'ticket_masks', 'report_path', 'render']
 
 # %% ../nbs/19_report.ipynb #1e0f38f9
 import tempfile
@@ -78,15 +78,25 @@ def read_runs(
 # %% ../nbs/19_report.ipynb #c40cfd5b
 def ticket_runs(
     place: str | Path | None = None,   # as in `read_runs`
-) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own`: it is the task itself; `whole`: no other run of the task has more training examples
+) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own`: it is the task itself; `whole`: no other run of the task has more training examples, `source_whole`: none more examples of the source
     "The ticket runs of a folder or table"
     fields_known = [field.name for field in fields(TicketSpec)]
     table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score", "mlm_loss", "kd_loss"])
     source = table.source.where(table.source.fillna("").ne(""), table.task)
-    size = table.max_train.astype(float).fillna(np.inf)
-    return table.assign(source=source, own=source == table.task, whole=size == size.groupby([table.model, table.task]).transform("max"))
+    own = source == table.task
+    found_on = table.source_train.astype(float).fillna(table.max_train.astype(float).where(own))
+    return table.assign(source=source, own=own, whole=largest(table.max_train, [table.model, table.task]), source_whole=largest(found_on, [table.model, source, table.method]))
 
-# %% ../nbs/19_report.ipynb #59d7612e
+# %% ../nbs/19_report.ipynb #ee5ce15d
+def largest(
+    sizes: pd.Series,            # numbers of examples; missing: all there are
+    groups: list[pd.Series],     # what must be equal for sizes to be compared
+) -> pd.Series:                  # bool: no other of its group is larger
+    "Which rows have the most examples"
+    sizes = sizes.astype(float).fillna(np.inf)
+    return sizes == sizes.groupby(groups).transform("max")
+
+# %% ../nbs/19_report.ipynb #88116283
 def worlds(
     *places: str | Path | None,   # as in `ticket_runs`; an empty text is passed over
 ) -> dict[str, pd.DataFrame]:     # name of the model → its ticket runs
@@ -95,10 +105,10 @@ def worlds(
     if not tables: return {}
     return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
-# %% ../nbs/19_report.ipynb #88116283
-PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_train=None)   # settings of a run that no question is asked of
+# %% ../nbs/19_report.ipynb #f836368e
+PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_whole=True)   # settings of a run that no question is asked of
 
-# %% ../nbs/19_report.ipynb #425e0d72
+# %% ../nbs/19_report.ipynb #9c8c517c
 def chosen(
     runs: pd.DataFrame,                # from `ticket_runs`
     free: tuple[str, ...] = (),        # settings of `PLAIN` that may have any value
@@ -111,7 +121,7 @@ def chosen(
         if name not in free: keep &= column.isna() if value is None else column.isna() & (name == "mask_init") | column.eq(value)
     return runs[keep]
 
-# %% ../nbs/19_report.ipynb #9c8c517c
+# %% ../nbs/19_report.ipynb #92819e09
 def gaps(
     runs: pd.DataFrame,   # from `ticket_runs`
 ) -> list[str]:           # a sentence per task and method that lacks runs others have
@@ -126,7 +136,7 @@ def gaps(
         if lacking: found.append(f"{task}, {method}: of {wanted} seeds {', '.join(lacking)}")
     return found
 
-# %% ../nbs/19_report.ipynb #415ade40
+# %% ../nbs/19_report.ipynb #2d3c1717
 def mixed(
     runs: pd.DataFrame,   # from `ticket_runs`
 ) -> list[str]:           # fields, apart from seeds, in which plain runs of one task, method and sparsity differ
@@ -135,7 +145,7 @@ def mixed(
     differ = chosen(runs, ("own",)).groupby(["task", "method", "asked_sparsity", "source"])[names].nunique(dropna=False).max()
     return list(differ.index[differ > 1])
 
-# %% ../nbs/19_report.ipynb #ef2fa3cf
+# %% ../nbs/19_report.ipynb #97d49c3d
 CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
     "imp": ("f(x; m_IMP ⊙ θ0)", dict(method="imp")),
     "random": ("f(x; m_RP ⊙ θ0)", dict(method="random")),
@@ -143,7 +153,7 @@ CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
     "shuffled": ("f(x; m_IMP ⊙ θ0'')", dict(method="imp", start="shuffle-layers")),
 }
 
-# %% ../nbs/19_report.ipynb #3f59ff1b
+# %% ../nbs/19_report.ipynb #a392c003
 def chen_column(
     runs: pd.DataFrame,            # runs of one task and model
     criterion: str = "std_sub",    # std_sub, std_full or strict, as in `compare.winning`
@@ -157,7 +167,7 @@ def chen_column(
     for row, (_, values) in CONTROLS.items(): column |= statistics(row, chosen(runs, asked_sparsity=-1 if best is None else best, **values).score.tolist())
     return column
 
-# %% ../nbs/19_report.ipynb #97d49c3d
+# %% ../nbs/19_report.ipynb #5d7a769a
 def statistics(
     row: str,              # name of the row
     scores: list[float],   # scores over seeds, in [0, 1] or [-1, 1]
@@ -166,7 +176,7 @@ def statistics(
     values = 100 * pd.Series(scores, dtype=float)
     return {(row, "mean"): values.mean(), (row, "std"): values.std(), (row, "median"): values.median(), (row, "best"): values.max(), (row, "seeds"): len(values)}
 
-# %% ../nbs/19_report.ipynb #5d7a769a
+# %% ../nbs/19_report.ipynb #1d66f6d7
 def chen_table(
     runs: pd.DataFrame,            # ticket runs of one model
     criterion: str = "std_sub",    # std_sub (Tables 2 and 5), strict (Table 4) or std_full
@@ -176,7 +186,7 @@ def chen_table(
     if metric: runs = with_metric(runs, metric)
     return pd.DataFrame({task: chen_column(rows, criterion) for task, rows in runs.groupby("task")})
 
-# %% ../nbs/19_report.ipynb #1d66f6d7
+# %% ../nbs/19_report.ipynb #2064a351
 def with_metric(
     runs: pd.DataFrame,   # ticket runs
     metric: str,          # name of a metric, as in `scores.NAME` of the results table
@@ -186,13 +196,13 @@ def with_metric(
     rows = runs[runs[f"scores.{metric}"].notna()]
     return rows.assign(metric=metric, score=rows[f"scores.{metric}"], full_score=rows[f"full_scores.{metric}"])
 
-# %% ../nbs/19_report.ipynb #2064a351
+# %% ../nbs/19_report.ipynb #c98a78e3
 BOTH = {   # column of Table 6 → task and metric
     "MNLI, Matched Acc.": ("mnli", "accuracy"), "MNLI, Mismatched Acc.": ("mnli", "accuracy_mm"), "QQP, Accuracy": ("qqp", "accuracy"), "QQP, F1": ("qqp", "f1"),
     "STS-B, Pearson Cor.": ("stsb", "pearson"), "STS-B, Spearman Cor.": ("stsb", "spearman"), "MRPC, F1": ("mrpc", "f1"), "MRPC, Accuracy": ("mrpc", "accuracy"),
 }
 
-# %% ../nbs/19_report.ipynb #961133fe
+# %% ../nbs/19_report.ipynb #b9e4a9ce
 def both_metrics(
     runs: pd.DataFrame,            # ticket runs of one model
     criterion: str = "std_sub",    # as in `chen_table`
@@ -201,7 +211,7 @@ def both_metrics(
     tables = {name: with_metric(runs[runs.task == task], metric) for name, (task, metric) in BOTH.items()}
     return pd.DataFrame({name: chen_column(rows, criterion) for name, rows in tables.items() if len(rows)})
 
-# %% ../nbs/19_report.ipynb #420375a4
+# %% ../nbs/19_report.ipynb #5aee392f
 def transfer_runs(
     runs: pd.DataFrame,                # ticket runs of one model
     sparsity: float | None = 0.7,      # of all tickets; None: each source task's own highest winning sparsity (Figure 6)
@@ -212,7 +222,7 @@ def transfer_runs(
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
 
-# %% ../nbs/19_report.ipynb #5aee392f
+# %% ../nbs/19_report.ipynb #d33c3e41
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
     sparsity: float | None = 0.7,    # as in `transfer_runs`
@@ -227,7 +237,7 @@ def transfer_matrix(
     count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source]) for source in as_good.index})
     return 100 * transfer_to_full(tickets, dense)[0], as_good, count
 
-# %% ../nbs/19_report.ipynb #d33c3e41
+# %% ../nbs/19_report.ipynb #7b646b1a
 def transfer_heatmap(
     points: pd.DataFrame,        # from `transfer_matrix`
     as_good: pd.DataFrame,       # from `transfer_matrix`: dark cells
@@ -241,7 +251,7 @@ def transfer_heatmap(
     ax.set(xlabel="trained on (points against the full model; dark: at least its own ticket)", ylabel="mask found on")
     return ax
 
-# %% ../nbs/19_report.ipynb #7b646b1a
+# %% ../nbs/19_report.ipynb #a1cd8541
 def rewinding(
     runs: pd.DataFrame,          # ticket runs of one model
     source: str,                 # task the masks were found on: mlm (Figure 7) or mnli (Figure 8)
@@ -253,30 +263,30 @@ def rewinding(
     table = rows.assign(how=how).pivot_table("score", "how", "task")
     return 100 * (table - table.loc["rewind to 0 %"]) if "rewind to 0 %" in table.index else table.iloc[:0]
 
-# %% ../nbs/19_report.ipynb #a1cd8541
+# %% ../nbs/19_report.ipynb #28265e71
 def source_table(
     runs: pd.DataFrame,          # ticket runs of one model
     sparsity: float = 0.7,       # of the tickets
 ) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score in percent
     "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
-    rows = chosen(runs, ("own", "source_train"), method="imp")[lambda r: np.isclose(r.asked_sparsity, sparsity) & r.task.ne("mlm")]
-    few = rows.source_train.map(lambda n: "" if pd.isna(n) else f", {n:g} examples")
+    rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity, sparsity) & r.task.ne("mlm")]
+    few = rows.source_train.map(", {:g} examples".format).mask(rows.source_whole, "")
     names = rows.source.mask(rows.own, "own task").mask(rows.source.eq("mlm+" + rows.task), "mlm+own task")
     return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm", "mlm+own task"])].pivot_table("score", "source", "task")
 
-# %% ../nbs/19_report.ipynb #92d2f3de
+# %% ../nbs/19_report.ipynb #22ca996e
 TRAINED = tuple(method for method in CHOICES["method"] if method.startswith("tamt-"))   # methods of mask training
 
-# %% ../nbs/19_report.ipynb #4de27f60
+# %% ../nbs/19_report.ipynb #6d345abb
 def agnostic(
     runs: pd.DataFrame,             # ticket runs of one model
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
 ) -> pd.DataFrame:                  # those whose mask knows no downstream task: IMP on MLM, one-shot, random and trained masks, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
-    rows = chosen(runs, ("own", "source_train", "mask_at", "mask_init", *free))
+    rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
     return rows[rows.method.isin(["omp", "random", *TRAINED]) | rows.method.eq("imp") & rows.source.eq("mlm")]
 
-# %% ../nbs/19_report.ipynb #6d345abb
+# %% ../nbs/19_report.ipynb #763b21c1
 def averages(
     runs: pd.DataFrame,   # ticket runs of one model
 ) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed, mask_at ...; score and losses averaged over `tasks` tasks and all retraining seeds
@@ -289,7 +299,7 @@ def averages(
     tried = means.groupby(keys, dropna=False).task.transform("size")
     return means[tried == len(usual)].drop(columns="task").groupby(keys, dropna=False).mean().reset_index().assign(tasks=len(usual))
 
-# %% ../nbs/19_report.ipynb #763b21c1
+# %% ../nbs/19_report.ipynb #b07b043c
 def rank_correlation(
     runs: pd.DataFrame,        # ticket runs of one model
     loss: str = "mlm_loss",    # mlm_loss (nats) or kd_loss, of the ticket before retraining
@@ -300,7 +310,7 @@ def rank_correlation(
     groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2 and group.score.nunique() > 1]
     return pd.DataFrame([(task, s, *spearmanr(g[loss], g.score), len(g)) for task, s, g in groups], columns=["task", "sparsity", "rho", "p", "points"])
 
-# %% ../nbs/19_report.ipynb #2806490c
+# %% ../nbs/19_report.ipynb #6dfb0fa9
 def gate_runs(
     *places: str | Path | None,   # as in `read_runs`; an empty text is passed over
 ) -> pd.DataFrame:                # finished runs of s-pruning and m-pruning, possibly none
@@ -310,10 +320,10 @@ def gate_runs(
     names = ["id", "template", *known, "method", "metric", "full_score", "majority", *scores]
     return pd.concat([read_runs(place, ("structured", "magnitude"), names) for place in places if place != ""], ignore_index=True)
 
-# %% ../nbs/19_report.ipynb #34e1f0b3
+# %% ../nbs/19_report.ipynb #8f87543a
 SURVIVAL_FIGURES = {"qnli": 7, "rte": 8, "mrpc": 9, "qqp": 10, "sst2": 11, "stsb": 13, "wnli": 14}   # of Prasanna et al. 2020
 
-# %% ../nbs/19_report.ipynb #dcc148ba
+# %% ../nbs/19_report.ipynb #ca746bbe
 def published_survival(
     method: str,   # m-pruning or s-pruning
 ) -> dict[str, np.ndarray]:   # task → mean over five seeds per head, (layer, head); NaN where it cannot be read, no task of which less than half can be
@@ -323,7 +333,7 @@ def published_survival(
     maps = {task: paper_table("prasanna_2020", f"Figure {number}{side}").reindex(index=layers, columns=heads).to_numpy() for task, number in SURVIVAL_FIGURES.items()}
     return {task: heads for task, heads in maps.items() if np.isnan(heads).mean() < .5}
 
-# %% ../nbs/19_report.ipynb #ca746bbe
+# %% ../nbs/19_report.ipynb #e2aaf309
 def our_survival(
     rows: pd.DataFrame,   # runs of one model and method, from `gate_runs`
 ) -> dict[str, np.ndarray]:   # task → mean over seeds per head and, last, per MLP, (layer, head + 1); runs of a table without folders are left out
@@ -335,7 +345,7 @@ def our_survival(
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
     return {task: np.mean(seeds, 0) for task, seeds in sorted(found.items())}
 
-# %% ../nbs/19_report.ipynb #e2aaf309
+# %% ../nbs/19_report.ipynb #c8354c8b
 def early_over_late(
     heads: np.ndarray,   # survival per head, (layer, head)
 ) -> float:              # in points of the survival
@@ -344,7 +354,16 @@ def early_over_late(
     cut = round(len(by_layer) * 2 / 3)
     return float(by_layer[:cut].mean() - by_layer[cut:].mean())
 
-# %% ../nbs/19_report.ipynb #4a70fb62
+# %% ../nbs/19_report.ipynb #90ec398e
+def middle_over_ends(
+    mlps: np.ndarray,   # survival per MLP, (layer,)
+) -> float:             # in points of the survival; not a number below three layers
+    "How much more the middle half of the layers keeps than the first and the last quarter"
+    quarter = max(1, round(len(mlps) / 4))
+    if len(mlps) <= 2 * quarter: return np.nan
+    return 100 * float(np.mean(mlps[quarter:-quarter]) - np.mean([*mlps[:quarter], *mlps[-quarter:]]))
+
+# %% ../nbs/19_report.ipynb #4e5d68d0
 def finding(
     claim: str,            # what the paper says
     gains: pd.Series,      # where → how far it holds there: positive supports the claim; missing values are left out
@@ -357,7 +376,7 @@ def finding(
     where = "everywhere" if not against else f"in {len(gains) - len(against)} of {len(gains)}" + (f" (not {', '.join(against)})" if len(against) <= 8 else "")
     return f"{claim}: {'holds' if not against else 'does not hold' if len(against) == len(gains) else 'holds in part'}, {where}; {gains.median():.1f} {unit} at the median, {gains.min():.1f} to {gains.max():.1f}"
 
-# %% ../nbs/19_report.ipynb #90ec398e
+# %% ../nbs/19_report.ipynb #6128ee93
 def place_name(
     place: object,   # a label of an index: a task, or a tuple of task, sparsity ...
 ) -> str:            # its words
@@ -365,7 +384,7 @@ def place_name(
     parts = place if isinstance(place, tuple) else (place,)
     return " ".join(f"{100*part:g} %" if isinstance(part, float) else str(part) for part in parts)
 
-# %% ../nbs/19_report.ipynb #46f92101
+# %% ../nbs/19_report.ipynb #47c316b9
 def verdict(
     ours: pd.Series,       # numbers by cell
     paper: pd.Series,      # the paper's numbers, same labels and unit
@@ -382,7 +401,7 @@ def verdict(
     signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "") if signed else f"{len(both)} cells"
     return f"{signs}, {order_said(both)}, within {apart.max():.1f} {unit} (median {apart.median():.1f}){lack}"
 
-# %% ../nbs/19_report.ipynb #4e5d68d0
+# %% ../nbs/19_report.ipynb #54c5e29b
 def order_said(
     both: pd.DataFrame,   # columns ours and paper, no missing values
 ) -> str:                 # same order, or the rank correlation
@@ -391,7 +410,7 @@ def order_said(
     rho = spearmanr(both.ours, both.paper).statistic
     return "same order" if rho > 1 - 1e-9 else f"rank correlation {rho:.2f}"
 
-# %% ../nbs/19_report.ipynb #69aaebe5
+# %% ../nbs/19_report.ipynb #e331c068
 def beside(
     ours: dict[str, pd.Series],   # name (such as the model's) → numbers by cell
     paper: pd.Series,             # the paper's numbers, same labels and unit
@@ -403,7 +422,7 @@ def beside(
     order = [*paper.index, *(cell for cell in table.index if cell not in paper.index)]
     return table.loc[order], [f"{name}: {verdict(numbers, paper, unit, signed)}" for name, numbers in ours.items()]
 
-# %% ../nbs/19_report.ipynb #54c5e29b
+# %% ../nbs/19_report.ipynb #599047cc
 def plus_minus(
     mean: pd.DataFrame,   # numbers
     std: pd.DataFrame,    # standard deviations, same labels; missing ones are left out
@@ -413,7 +432,7 @@ def plus_minus(
     text = mean.map(lambda value: "" if pd.isna(value) else f"{value:.{digits}f}")
     return text + std.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}").reindex_like(text).fillna("").where(text != "", "")
 
-# %% ../nbs/19_report.ipynb #1fc22db3
+# %% ../nbs/19_report.ipynb #709db20b
 def ticket_masks(
     runs: pd.DataFrame,          # ticket runs of one model
     label: tuple[str, ...],      # fields whose values name a mask
@@ -425,14 +444,14 @@ def ticket_masks(
         if name not in found and run.folder and (Path(run.folder)/"ticket").is_dir(): found[name] = Ticket.load(Path(run.folder)/"ticket").mask
     return found
 
-# %% ../nbs/19_report.ipynb #f5edf377
+# %% ../nbs/19_report.ipynb #5bbd6124
 def report_path(
     paper: str,   # chen_2020, liu_2022 or prasanna_2020
 ) -> Path:        # its notebook, as shipped with the package
     "The notebook of a report"
     return Path(str(files("lottery_nb.reports")/f"{one_of('report', paper, PAPERS)}.ipynb"))
 
-# %% ../nbs/19_report.ipynb #dbdccf83
+# %% ../nbs/19_report.ipynb #db91f9aa
 def render(
     paper: str,                  # chen_2020, liu_2022 or prasanna_2020
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`

@@ -67,7 +67,7 @@ def gates_folder(tmp_path_factory):
             gates = Gates(np.arange(8).reshape(2, 4) != seed, np.array([True, seed == 0]))
             scores = {f"{kind}_{what}": value for kind, value in (("good", .9), ("random", .8), ("bad", .6)) for what in ("size", "pruned", "retrained")}
             for spec, method in ((StructuredSpec(task=task, seed=seed), "s-pruning"), (MagnitudeSpec(task=task, seed=seed), "m-pruning")):
-                finish(open_run(spec, root), task=task, seed=seed, method=method, metric="accuracy", score=.9, full_score=.9, majority=.5, gates={"good": gates.to_json()}, **scores)
+                finish(open_run(spec, root), task=task, seed=seed, method=method, metric="accuracy", score=.9, full_score=.9, majority=.5, gates={"good": gates.to_json()}, head_shares=(gates.heads * .5).tolist(), mlp_shares=[.5, .4], **scores)
     return root
 
 
@@ -204,7 +204,8 @@ def test_a_report_of_a_small_study(paper, folder, tmp_path):
 
 def test_a_report_of_gates(gates_folder, tmp_path):
     said = text_of(render("prasanna_2020", gates_folder, tmp_path/"report.html"))
-    for sentence in ("s-pruning, good is better than random: holds, everywhere; 10.0 points", "m-pruning, good is better than bad: holds, everywhere; 30.0 points", "m-pruning: good 100%, random 75%, bad 25%"): assert sentence in said
+    for sentence in ("s-pruning, good is better than random: holds, everywhere; 10.0 points", "m-pruning, good is better than bad: holds, everywhere; 30.0 points", "m-pruning: good 100%, random 75%, bad 25%",
+                     "m-pruning, earlier layers get pruned more: holds, everywhere; 12.5 points"): assert sentence in said
 
 
 @pytest.mark.parametrize("paper", SENTENCES)
@@ -248,6 +249,15 @@ def test_smaller_training_sets_are_no_plain_runs(runs, tmp_path):
     assert both.whole.sum() == len(runs)
     pd.testing.assert_frame_equal(chen_table(both), chen_table(runs), check_index_type=False)
     assert len(report.agnostic(both, ("whole",))) > len(report.agnostic(both))
+
+
+def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
+    "The small English BERT finds MLM's masks on 4800 blocks, for itself and for others; a mask from 100 blocks is a question of its own"
+    write(tmp_path, task="mlm", method="imp", max_train=4800)
+    for count in (100, 4800): write(tmp_path, task="sst2", method="imp", source="mlm", source_train=count)
+    rows = ticket_runs(tmp_path)
+    assert rows.set_index("source_train").source_whole[[100, 4800]].tolist() == [False, True]
+    assert "mlm" in transfer_matrix(rows)[0].index and np.isclose(transfer_matrix(rows)[0].at["mlm", "sst2"], 100 * (rows.score - rows.full_score)[rows.source_train == 4800].item())
 
 
 def test_what_a_mean_would_mix_is_named(runs):
