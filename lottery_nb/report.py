@@ -26,10 +26,10 @@ from scipy.stats import spearmanr
 
 from .compare import transfer, transfer_to_full, winning_sparsity
 from .figures import full_scores
-from .files import BadInput, atomic, one_of, read_json
+from .files import BadInput, atomic, one_of
 from .masks import Mask
 from .spec import CHOICES, MagnitudeSpec, StructuredSpec, TicketSpec, task_name
-from .store import results, runs_root
+from .store import read_result, results, runs_root
 from .tickets import Ticket
 
 # %% ../nbs/19_report.ipynb #9d44d8d3
@@ -340,7 +340,7 @@ def our_survival(
     "What our runs kept: in how many seeds (s-pruning), or how much of its weights (m-pruning)"
     found = {}
     for row in rows[rows.folder.ne("")].itertuples():
-        result = read_json(Path(row.folder)/"result.json")
+        result = read_result(Path(row.folder))
         heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask")) if row.method == "s-pruning" else (result["head_shares"], result["mlp_shares"])
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
     return {task: np.mean(seeds, 0) for task, seeds in sorted(found.items())}

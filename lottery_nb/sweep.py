@@ -185,8 +185,8 @@ def sweep(
         for spec, result in in_processes(waiting, root, min(workers, len(waiting)), force, devices):
             if isinstance(result, BrokenProcessPool): lost.add(spec.id)
             else: yield spec, result
-        if len(lost) == len(waiting): yield waiting[0], RunFailed("a worker process was killed before any run ended: is there enough memory?")
-        waiting = [spec for spec in waiting[len(lost) == len(waiting):] if spec.id in lost]
+        if len(lost) == len(waiting): yield waiting.pop(0), RunFailed("a worker process was killed before any run ended: is there enough memory?")
+        waiting = [spec for spec in waiting if spec.id in lost]
 
 # %% ../nbs/19_sweep.ipynb #01f9ccd7
 def in_processes(
