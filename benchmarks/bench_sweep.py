@@ -11,9 +11,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from lottery_nb.grid import expand, read_grid
 from lottery_nb.micro import pretrained
 from lottery_nb.plan import plan
-from lottery_nb.spec import TicketSpec, expand, read_grid
+from lottery_nb.spec import TicketSpec
 from lottery_nb.store import finish, open_run, results, run_folder
 from lottery_nb.sweep import seconds_taken, sweep
 

@@ -8,7 +8,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from lottery_nb.magnitude import materials, theta0
+from lottery_nb.baseline import materials, theta0
 from lottery_nb.masks import Mask
 from lottery_nb.micro import random_model
 from lottery_nb.scores import random

@@ -19,8 +19,9 @@ from sklearn import metrics
 from lottery_nb import patterns
 from lottery_nb.cli import main, read_fields
 from lottery_nb.files import BadInput, write_json
+from lottery_nb.grid import read_grid
 from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map, train_cnn
-from lottery_nb.spec import make_spec, read_grid
+from lottery_nb.spec import make_spec
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,9 +14,10 @@ from hypothesis import given, settings, strategies as st
 
 from lottery_nb.cli import main, read_fields, run_command
 from lottery_nb.files import BadInput
-from lottery_nb.micro import ROWS, micro_task
+from lottery_nb.grid import expand, read_grid
+from lottery_nb.language import ROWS, micro_task
 from lottery_nb.plan import hours, length_of, pieces, plan, step_seconds, tokenizer_here, training_size
-from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, expand, make_spec, read_grid
+from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, make_spec
 from lottery_nb.sweep import sweep
 from lottery_nb.tasks import encode, get_task, load_data
 

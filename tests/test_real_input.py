@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lottery_nb.baseline import theta0
 from lottery_nb.cli import main
-from lottery_nb.magnitude import theta0
 from lottery_nb.spec import RunSpec
 from lottery_nb.tickets import Ticket
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lottery_nb.files import BadInput
-from lottery_nb.spec import CHOICES, TASKS, RunSpec, TicketSpec, expand, make_spec, parse_value, read_grid
+from lottery_nb.grid import expand, read_grid
+from lottery_nb.spec import CHOICES, TASKS, RunSpec, TicketSpec, make_spec, parse_value
 
 GOLDEN = {
     "sst2-imp-s70-r0-06a2f3": dict(),

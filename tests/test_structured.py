@@ -14,18 +14,20 @@ from hypothesis import given, settings, strategies as st
 from transformers import BertConfig, BertModel
 
 from lottery_nb import structured
+from lottery_nb.baseline import dense, target_spec, theta0
 from lottery_nb.cli import main
 from lottery_nb.compare import read_masks
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import Gates, Importance, gate, importance, normalised, smaller, weight_share
-from lottery_nb.magnitude import dense, target_spec, theta0
+from lottery_nb.magnitude import compared_masks, masks_result, weight_search
 from lottery_nb.scores import magnitude
-from lottery_nb.select import topk_mask
+from lottery_nb.select import draw, topk_mask
 from lottery_nb.spec import MagnitudeSpec, StructuredSpec
 from lottery_nb.store import results
-from lottery_nb.structured import (bad_gates, compared_gates, compared_masks, dev_batches, draw, fine_tuned, first_importance, found_gates, gates_mask, gates_result, masks_result,
-                                   prune_gates, random_gates, remember, rule_score, search, search_steps, stages_of, super_bad, super_random, super_survivors,
-                                   survival_shares, weight_search, without_least)
+from lottery_nb.structured import (compared_gates, dev_batches, fine_tuned, first_importance, found_gates, gates_result, rule_score, search,
+                                   search_steps)
+from lottery_nb.subnetworks import (bad_gates, gates_mask, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors,
+                                    survival_shares, without_least)
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
 

@@ -13,8 +13,9 @@ from lottery_nb.files import BadInput, read_json, write_json
 from lottery_nb.masks import Mask
 from lottery_nb.scores import magnitude
 from lottery_nb.select import topk_mask
+from lottery_nb.spec import POOLS
 from lottery_nb.tickets import Ticket, from_prune_state, provenance_of, read_mask, write_mask
-from lottery_nb.weights import POOLS, prunable
+from lottery_nb.weights import prunable
 
 TINY = dict(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=40, max_position_embeddings=16)
 

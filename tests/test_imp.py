@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 import lottery_nb.magnitude as magnitude_module
+from lottery_nb.baseline import SNAPSHOT, dense, target_spec, theta0
 from lottery_nb.files import BadInput
-from lottery_nb.magnitude import SNAPSHOT, Chain, dense, find_ticket, levels, retrain, starting_model, target_spec, theta0
+from lottery_nb.imp import Chain, levels
+from lottery_nb.methods import find_ticket, retrain, starting_model
 from lottery_nb.spec import TicketSpec
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
