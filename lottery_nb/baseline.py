@@ -105,11 +105,11 @@ def train_once(
     model: PreTrainedModel,            # ends with the trained weights
     run: Callable[[Path], Training],   # trains the model; given a folder for its checkpoints
 ):
-    "Train unless it is trained already: leaves model.safetensors, history.parquet, training.json (its steps) and the snapshot"
+    "Train unless it is trained already: leaves model.safetensors, history.parquet, steps.json (how many it took) and the snapshot"
     if not (folder/WEIGHTS).exists():
         training = run(folder/"checkpoints")
         with atomic(folder/"history.parquet") as temp: training.history.to_parquet(temp)
-        write_json(folder/"training.json", {"steps": training.steps})
+        write_json(folder/"steps.json", {"steps": training.steps})
         if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
         save_weights(model, folder/WEIGHTS)
     shutil.rmtree(folder/"checkpoints", ignore_errors=True)

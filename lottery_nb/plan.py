@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .baseline import Piece, dense_piece, is_local, reads_local, tokenizer_here
 from .files import BadInput, one_of
-from .magnitude import weights_pieces
+from .mpruning import weights_pieces
 from .methods import ticket_pieces
 from .micro import RECIPE, micro_config
 from .models import HEADS, load_config
