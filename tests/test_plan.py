@@ -33,7 +33,7 @@ def test_everything_wrong_with_a_grid_is_said_at_once():
         dict(task=["sst3", "mrpc"], sparsity=2., learning_rate="2e-5"), dict(method="dense", sparsity=.5), dict(task="rte", seed=[3, 3]),
         dict(max_steps=10, epochs=3), dict(round_steps=10, round_epochs=1), dict(method="standard", rewind=.1)]))
     for part in ("did you mean 'ticket'", "has no field 'sparsty'", "has no field 'sed'", "the list of seed has no values", "a block must be a mapping", "task must be one of", "sparsity must be in",
-                 "2.0e-5 a number", "method dense and sparsity 0.5", "run rte-imp-s70-r3", "max_steps 10 and epochs 3", "round_steps 10 and round_epochs 1", "standard pruning does not rewind"):
+                 "2.0e-5 a number", "method dense and sparsity 0.5", "run rte-imp-s70-r3", "max_steps 10 and epochs 3", "round_steps 10 and round_epochs 1", "method standard does not read rewind, got 0.1"):
         assert part in said, part
     assert said.startswith("the grid has 13 error(s), nothing was run")
 
@@ -186,6 +186,6 @@ def test_every_grid_of_the_repository_prints_its_runs(capsys):
 
 
 def test_a_printed_command_is_understood_by_the_command_line(tmp_path, capsys):
-    spec = TicketSpec(task=str(tmp_path/"it's mine.csv"), method="standard", rewind=None, keep_model=True)
+    spec = TicketSpec(task=str(tmp_path/"it's mine.csv"), method="standard", keep_model=True)
     assert main(shlex.split(run_command(spec, str(tmp_path/"all runs")))[1:] + ["--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path/"all runs"/spec.id)
