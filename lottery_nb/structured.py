@@ -26,6 +26,7 @@ from .store import stage_folder
 from .subnetworks import Search, bad_gates, gates_mask, prune_gates, random_gates, remember, super_bad, super_random, super_survivors
 from .tickets import Ticket, provenance_of
 from .training import encoded, evaluate, load_weights
+from .weights import architecture
 
 # %% ../nbs/36_structured.ipynb #9b5c89a0
 Spec = StructuredSpec | MagnitudeSpec
@@ -97,10 +98,10 @@ def steps_table(
 
 # %% ../nbs/36_structured.ipynb #5611634f
 def mlp_ratio(
-    model: PreTrainedModel,   # any BERT or RoBERTa
+    model: PreTrainedModel,   # any model of the table
 ) -> float:                   # intermediate size ÷ hidden size
     "How much wider an MLP is than the model"
-    return model.config.intermediate_size / model.config.hidden_size
+    return getattr(model.config, architecture(model).mlp_size) / model.config.hidden_size
 
 # %% ../nbs/36_structured.ipynb #edd7548e
 def search(
