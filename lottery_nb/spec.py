@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'CHOICES',
-           'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS', 'training_defaults', 'is_micro', 'architecture_of',
-           'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'source_names', 'load_plugins', 'known_method',
-           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from',
-           'parse_value', 'read_bool']
+           'TABLE', 'KINDS', 'DELIMITERS', 'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS', 'training_defaults',
+           'is_micro', 'architecture_of', 'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'is_file',
+           'check_table', 'source_names', 'load_plugins', 'known_method', 'mask_defaults', 'TicketSpec',
+           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from', 'parse_value', 'read_bool']
 
 # %% ../nbs/01_spec.ipynb #abfa586b
 import os
@@ -63,7 +63,7 @@ WORLD = 2   # number of the micro world, raised whenever its tasks or the pre-tr
 
 # %% ../nbs/01_spec.ipynb #64c7903c
 def task_name(
-    task: str,   # name in any usual spelling, or the path of a CSV, TSV or JSONL file
+    task: str,   # name in any usual spelling, or the path of a data file
 ) -> str:        # canonical name, or the path as it was given
     "Canonical name of a task; an unknown one is `BadInput`"
     if "/" in task or Path(task).suffix: return task
@@ -88,12 +88,17 @@ CHOICES = dict(
 @dataclass(frozen=True)
 class RunSpec:
     "What every run depends on: data, model, seed and training"
-    task: str = "sst2"            # GLUE task, squad, mlm, or the path of a CSV, TSV or JSONL file
+    task: str = "sst2"            # GLUE task, squad, mlm, or the path of a CSV, TSV, JSON, JSONL or Parquet file
     model: str = "micro"          # Hub name, local folder, micro or micro-roberta
     seed: int = 0                 # data order, head initialisation, dropout, random masks
     data_dir: str = ""            # folder of local data; empty: LOTTERY_NB_DATA, else the Hub (micro models: the micro world)
     text: str = ""                # text file or folder for MLM; empty: `data_dir` (micro models: the micro corpus)
     columns: str = ""             # for a data file: text, [second text,] label; empty: guessed from the header
+    kind: str = ""                # for a data file: classification or regression; empty: numbers with fractions make a regression
+    dev: str = ""                 # for a data file: the file that evaluates; empty: one named alike beside it, else a fifth of the rows
+    delimiter: str = ""           # for a CSV or TSV file: what stands between columns (or tab, semicolon, comma, pipe); empty: found in the header
+    encoding: str = ""            # for a CSV, TSV or JSON file: utf-8, cp1252, ...; empty: by its byte-order mark, else utf-8
+    split: str = ""               # for a data file without dev: stratified, random, or a column whose values stay on one side; empty: stratified
     learning_rate: float = None   # peak of AdamW; None: the task's default
     batch_size: int = None        # examples per step; None: the task's default
     epochs: float = None          # passes over the training set; None: the task's default
@@ -120,6 +125,7 @@ class RunSpec:
         within(self, low=0, above=True, learning_rate=self.learning_rate, epochs=self.epochs)
         for name, value in CHOICES.items():
             if hasattr(self, name): one_of(name, getattr(self, name), value)
+        check_table(self)
 
     @property
     def id(self) -> str:
@@ -168,6 +174,34 @@ def slugged(
 ) -> str:        # letters, digits and dashes
     "Part of a folder name made from a name or a path"
     return re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower()).strip("-") or "data"
+
+# %% ../nbs/01_spec.ipynb #90acd7dc
+TABLE = ("columns", "kind", "dev", "delimiter", "encoding", "split")   # fields that say how a data file is understood
+KINDS = ("classification", "regression")
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
+
+# %% ../nbs/01_spec.ipynb #05dd8ad7
+def is_file(
+    task: str,   # name of a task or path of a data file
+) -> bool:       # whether it is a path
+    "Whether a task is a data file of the user's own"
+    return task not in TASKS
+
+# %% ../nbs/01_spec.ipynb #dd3029ed
+def check_table(
+    spec: Any,   # a spec
+):
+    "Refuse what cannot be said of a data file, and all of it where there is none"
+    given = [name for name in TABLE if getattr(spec, name)]
+    if not given: return
+    if not any(map(is_file, [spec.task, *source_names(getattr(spec, "source", ""))])):
+        raise BadInput(f"{given[0]} is for a data file, got {getattr(spec, given[0])!r} with task {spec.task}")
+    if spec.kind: one_of("kind", spec.kind, KINDS)
+    if spec.dev and spec.split: raise BadInput(f"split {spec.split!r} is for a data file without development rows, got dev {spec.dev!r} too")
+    if spec.delimiter and not re.fullmatch(r"[^\w\s\"']|\t", DELIMITERS.get(spec.delimiter, spec.delimiter)):
+        raise BadInput(f"delimiter must be one character such as ; or |, or one of tab, semicolon, comma, pipe; got {spec.delimiter!r}")
+    try: "".encode(spec.encoding or "utf-8")
+    except (LookupError, ValueError): raise BadInput(f"encoding must be one that Python knows, such as utf-8, utf-16 or cp1252; got {spec.encoding!r}") from None
 
 # %% ../nbs/01_spec.ipynb #7b17b490
 def source_names(
