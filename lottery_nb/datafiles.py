@@ -327,14 +327,14 @@ def read_rows(
     if not table.rows: raise BadInput(f"{path} has no rows")
     return table
 
-# %% ../nbs/03_datafiles.ipynb #676fc4ae
+# %% ../nbs/03_datafiles.ipynb #8179717d
 def existing(
     path: str | Path,   # what the user named as data
 ) -> Path:              # the same, if it is a file whose format is known
     "Check that a data file can be one"
     path = Path(path)
     if not path.is_file(): raise BadInput(f"task {path} does not exist: expected the name of a task or a CSV, TSV, JSONL, JSON or Parquet file")
-    one_of(f"ending of a data file ({path})", ending_of(path), READERS)
+    one_of(f"{path}: ending of a data file", ending_of(path), READERS)
     part = re.search(r"-\d+-of-0*([2-9]|\d{2,})\b", path.name)
     if part: raise BadInput(f"{path} is one of {part[1]} files of a data set; join them into one")
     return path
@@ -409,13 +409,15 @@ class Own(NamedTuple):
     columns: list[str]        # one or two text columns, then the label's
     passed: dict[str, str]    # files beside it that are not read → why
 
-# %% ../nbs/03_datafiles.ipynb #68041f8f
+# %% ../nbs/03_datafiles.ipynb #024b6797
 def own_files(
     spec: RunSpec,   # task (a path), columns, dev, delimiter, encoding
 ) -> Own:            # what is read
     "Which files and columns a task of the user's own is made of; reads headers only"
     path, passed = existing(spec.task), {}
-    columns = user_columns(str(path), names_of(path, spec.delimiter, spec.encoding), spec.columns)
+    names = names_of(path, spec.delimiter, spec.encoding)
+    if not names: raise BadInput(f"{path} has no rows")
+    columns = user_columns(str(path), names, spec.columns)
     if spec.dev: return Own(path, existing(spec.dev), columns, {})
     for other in siblings(path) if not spec.split else []:
         missing = [name for name in columns if name not in names_of(other, spec.delimiter, spec.encoding)]

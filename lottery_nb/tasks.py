@@ -8,10 +8,11 @@ __all__ = ['PAIR', 'ENTAILS', 'REGISTRY', 'METRICS', 'BASELINES', 'CLASSIC_COLUM
            'token_f1', 'equal_answers', 'favourable', 'score', 'majority', 'most_frequent', 'normal_draws',
            'commonest_token', 'read_table', 'header_places', 'class_name', 'read_label', 'normalise', 'read_classic',
            'answers_of', 'read_squad_file', 'read_squad', 'take', 'read_text', 'read_micro', 'read_hub', 'has_label',
-           'is_score', 'check_values', 'user_task', 'class_names', 'together', 'set_aside', 'divide', 'UserData',
-           'read_user', 'evaluated_by', 'load_data', 'read_source', 'subset', 'dev_rows', 'about_data', 'understood',
-           'unknown_share', 'say_unknown', 'encode', 'mapped', 'windows', 'question_windows', 'token_span', 'best_span',
-           'find_answers', 'blocks', 'pairs', 'fixed_masks', 'mlm_outcomes', 'encode_splits', 'decode', 'references']
+           'is_score', 'check_values', 'user_task', 'class_names', 'together', 'set_aside', 'text_keys', 'divide',
+           'UserData', 'read_user', 'evaluated_by', 'load_data', 'read_source', 'subset', 'dev_rows', 'about_data',
+           'understood', 'unknown_share', 'say_unknown', 'encode', 'mapped', 'windows', 'question_windows',
+           'token_span', 'best_span', 'find_answers', 'blocks', 'pairs', 'fixed_masks', 'mlm_outcomes', 'encode_splits',
+           'decode', 'references']
 
 # %% ../nbs/22_tasks.ipynb #40c3fc15
 import csv
@@ -527,6 +528,20 @@ def set_aside(
         if len(holders) > 1 and not chosen[holders].any(): chosen[holders[sizes[holders].sum(1).argmin()]] = True
     return chosen[groups]
 
+# %% ../nbs/22_tasks.ipynb #416084cf
+def text_keys(
+    data: Dataset,         # rows in the one form
+    classes: np.ndarray,   # int [n]
+) -> tuple[list[str], str]:   # per row, what its duplicates share; a remark on them
+    "Texts without case and blanks; a class that is one text alone could not be judged, so its rows count as different"
+    parts = zip(*(data[name] for name in ("text", "text_pair") if name in data.column_names))
+    keys = np.array(["\t".join(" ".join(part.split()).casefold() for part in row) for row in parts], dtype=object)
+    repeated = len(keys) - len(set(keys))
+    alone = [one for one in np.unique(classes) if (classes == one).sum() > 1 and len(set(keys[classes == one])) == 1]
+    for row in np.flatnonzero(np.isin(classes, alone)): keys[row] += f"\n{row}"
+    said = f", {repeated} repeated texts kept on the side of the first" if repeated else ""
+    return keys.tolist(), said + (f" (but {len(alone)} classes are one text each, which stands on both)" if alone else "")
+
 # %% ../nbs/22_tasks.ipynb #2f8812e3
 def divide(
     spec: RunSpec,      # split
@@ -535,16 +550,15 @@ def divide(
     rows: list[dict],   # the same as they stand in the file
 ) -> tuple[dict[str, Dataset], str]:   # train and dev; how they were told apart
     "Set rows of a file aside to evaluate on"
-    texts = [" ".join(parts).split() for parts in zip(*(data[name] for name in ("text", "text_pair") if name in data.column_names))]
-    keys = [[" ".join(words).casefold() for words in texts]]
-    repeated = len(rows) - len(set(keys[0]))
-    if spec.split not in ("", "stratified", "random"):
-        keys.append([str(row.get(one_of(f"split of {task.name}", spec.split, ["stratified", "random", *rows[0]]))) for row in rows])
     strata = task.kind == "classification" and spec.split != "random"
-    aside = set_aside(together(keys), np.array(data["label"]) if strata else np.zeros(len(rows), int))
-    if not aside.any() or aside.all(): raise BadInput(f"{task.name}: no rows can be set aside to evaluate on (each class is one text, or all are one group); give dev")
-    how = f"a fifth of the rows, drawn {'of each class' if strata else 'at random'}" + (f", {repeated} repeated texts kept on one side" if repeated else "")
-    how += f", {spec.split} not parted" if len(keys) > 1 else ""
+    classes = np.array(data["label"]) if task.kind == "classification" else np.zeros(len(rows), int)
+    texts, said = text_keys(data, classes)
+    keys, how = [texts], f"a fifth of the rows, drawn {'of each class' if strata else 'at random'}{said}"
+    if spec.split not in ("", "stratified", "random"):
+        one_of(f"{task.name}: split", spec.split, ["stratified", "random", *rows[0]])
+        keys, how = [texts, [str(row.get(spec.split)) for row in rows]], f"{how}, rows of one {spec.split} on one side"
+    aside = set_aside(together(keys), classes if strata else np.zeros(len(rows), int))
+    if not aside.any() or aside.all(): raise BadInput(f"{task.name}: no rows can be set aside to evaluate on without parting what belongs together; give dev")
     return {"train": data.select(np.flatnonzero(~aside)), "dev": data.select(np.flatnonzero(aside))}, how
 
 # %% ../nbs/22_tasks.ipynb #6869df0e
