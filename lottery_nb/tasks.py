@@ -474,7 +474,7 @@ def user_task(
     "Make a task from the user's own file"
     *texts, label = columns
     empty = [number for number, value in enumerate(values, 1) if not has_label(value)]
-    if empty: raise BadInput(f"{path}, row {empty[0]}: column {label} is empty (found {values[empty[0] - 1]!r}; so are {len(empty)} of {len(values)} rows): "
+    if empty: raise BadInput(f"{path}, row {empty[0]}: column {label} is empty (found {values[empty[0] - 1]!r}; {len(empty)} of {len(values)} rows have no label): "
                              "leave these rows out, or write another name if it is a class")
     pair = texts[1] if len(texts) == 2 else None
     if (kind or ("regression" if is_score(values) else "")) == "regression":
@@ -677,7 +677,7 @@ def understood(
     parts = [f"{about['task']}: {about['kind']}" + (f", {len(classes)} classes ({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''})" if classes else "")]
     parts += [f"columns {', '.join(about['columns'])}", " + ".join(f"{count} {split}" for split, count in about["rows"].items()) + " rows"]
     parts += [f"dev rows: {about['dev_rows']}"]
-    read = [repr(about["delimiter"])] * ("delimiter" in about) + [about["encoding"]] * ("encoding" in about)
+    read = [repr(about[name]) for name in ("delimiter", "encoding") if name in about]
     parts += [f"read with {', '.join(read)}"] * bool(read) + [f"not read: {name} ({why})" for name, why in about.get("not_read", {}).items()]
     return "; ".join(parts)
 
