@@ -43,7 +43,7 @@ from .spec import RunSpec, TicketSpec, architecture_of, is_micro, mask_defaults,
 from .store import stage_folder
 from .tasks import fixed_masks, get_task
 from .tickets import Ticket, provenance_of, read_mask, write_mask
-from .training import encoded, mask_tokens
+from .training import REMEDY, Diverged, encoded, finite, mask_tokens
 from .weights import base_name, prunable, resolve
 
 # %% ../nbs/33_tamt.ipynb #a55d9615
@@ -85,7 +85,7 @@ def exact_cuts(
     above = sum(int(torch.count_nonzero(key > near.threshold + reach)) for key in keys)
     window = torch.cat([key[(key >= near.threshold - reach) & (key <= near.threshold + reach)] for key in keys])
     if not above < keep <= above + len(window):
-        if reach == math.inf: raise BadInput("the scores have a NaN: the training has diverged; lower learning_rate")
+        if reach == math.inf: raise Diverged(f"the scores have a NaN: the mask training has diverged, {REMEDY}")
         return exact_cuts(scores, keep, near)
     threshold = _largest(window, keep - above)
     ties = keep - above - int(torch.count_nonzero(window > threshold))
@@ -509,6 +509,7 @@ class MaskTraining:
         torch.manual_seed(settings.seed * 1_000_033 + self.step)
         batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head), settings.padding == "in")
         losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
+        for name, loss in losses.items(): finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups: group["lr"] = rate
