@@ -14,6 +14,7 @@ __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'O
            'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows', 'micro_task']
 
 # %% ../nbs/20_language.ipynb #9b27ec64
+import random
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,6 @@ from itertools import chain, islice
 from typing import Any, Callable, Iterator, NamedTuple
 
 from .files import one_of
-from .scores import random
 
 # %% ../nbs/20_language.ipynb #ca0b4e83
 NOUNS = dict(
