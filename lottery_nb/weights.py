@@ -91,7 +91,8 @@ def architecture(
     of: str = "",    # whose architecture, for the message
 ) -> Architecture:   # its row of the table
     "What is known about a model's architecture; one outside the table is `BadInput`"
-    kind = getattr(getattr(model, "config", model), "model_type", type(model).__name__)
+    inside = unwrapped(model) if isinstance(model, nn.Module) else model
+    kind = getattr(getattr(inside, "config", inside), "model_type", type(inside).__name__)
     if kind not in ARCHITECTURES: raise BadInput(f"architecture{of} must be one of {', '.join(ARCHITECTURES)}; got {kind!r}")
     return ARCHITECTURES[kind]
 
@@ -100,7 +101,8 @@ def encoder_layers(
     model: nn.Module,    # a model of the table, with or without a task head
 ) -> nn.ModuleList:      # its Transformer layers, first to last
     "The layers of a model's encoder"
-    return model.base_model.get_submodule(architecture(model).layers)
+    row = architecture(model)
+    return unwrapped(model).base_model.get_submodule(row.layers)
 
 # %% ../nbs/10_weights.ipynb #cbd7b721
 def part(
