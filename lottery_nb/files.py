@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOST', 'BadInput', 'shown', 'bare', 'one_of', 'temporary', 'left_over', 'sweep_up', 'tidy', 'DiskFull', 'disk_full',
            'atomic', 'not_finite', 'write_json', 'read_json', 'short_hash', 'file_digest', 'seal', 'first_damage',
-           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'remove']
+           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'discard', 'remove']
 
 # %% ../nbs/00_files.ipynb #36a3da62
 import errno
@@ -297,13 +297,20 @@ def stage(
     return verify(folder) if check else folder
 
 # %% ../nbs/00_files.ipynb #7dea91d2
+def discard(
+    folder: str | Path,   # a folder whose lock is held
+):
+    "Delete a folder: it is gone at once, and what it held soon after; nothing happens where there is none"
+    if not (folder := Path(folder)).exists(): return
+    trash = temporary(folder, "trash")
+    shutil.rmtree(trash, ignore_errors=True)
+    os.replace(folder, trash)
+    shutil.rmtree(trash)
+
+# %% ../nbs/00_files.ipynb #8492d9f6
 def remove(
     folder: str | Path,   # a finished or partial stage or run
 ):
     "Delete a folder under its lock; nothing happens where there is none"
-    folder = Path(folder)
-    if not folder.exists(): return
-    with locked(folder):
-        trash = temporary(folder, "trash")
-        os.replace(folder, trash)
-        shutil.rmtree(trash)
+    if Path(folder).exists():
+        with locked(folder): discard(folder)
