@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'TABLE', 'KINDS',
-           'DELIMITERS', 'POOLS', 'CHOICES', 'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS', 'training_defaults',
-           'is_micro', 'architecture_of', 'task_name', 'source_names', 'is_file', 'check_table', 'RunSpec',
-           'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'known_method', 'mask_defaults',
-           'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from', 'parse_value',
-           'read_bool']
+           'DELIMITERS', 'POOLS', 'CHOICES', 'MOST_EPOCHS', 'NULLABLE', 'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS',
+           'training_defaults', 'is_micro', 'architecture_of', 'task_name', 'source_names', 'is_file', 'check_table',
+           'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'known_method',
+           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected',
+           'spec_from', 'parse_value', 'read_bool']
 
 # %% ../nbs/01_spec.ipynb #abfa586b
+import ast
 import os
 import re
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +21,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any, get_type_hints
 
-from .files import BadInput, one_of, short_hash
+from .files import BadInput, one_of, short_hash, shown
 
 # %% ../nbs/01_spec.ipynb #d716aca1
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -124,6 +125,10 @@ CHOICES = dict(
     blocks=("columns", "rows"),
 )
 
+# %% ../nbs/01_spec.ipynb #32fd437f
+MOST_EPOCHS = 10_000
+NULLABLE = ("rewind",)   # fields that take None although it is not their default
+
 # %% ../nbs/01_spec.ipynb #30ed2acb
 @dataclass(frozen=True)
 class RunSpec:
@@ -152,8 +157,9 @@ class RunSpec:
     template = "run"              # class attribute: name of the notebook template
 
     def __post_init__(self):
-        object.__setattr__(self, "task", task_name(str(self.task)))
-        for name, value in training_defaults(self.task, str(self.model)).items():
+        check_types(self)
+        object.__setattr__(self, "task", task_name(self.task))
+        for name, value in training_defaults(self.task, self.model).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
         check_types(self)
         self.check()
@@ -161,8 +167,11 @@ class RunSpec:
     def check(self):
         "Refuse values outside their range"
         within(self, low=1, batch_size=self.batch_size, max_length=self.max_length, max_train=self.max_train, max_eval=self.max_eval, max_steps=self.max_steps)
-        within(self, low=0, seed=self.seed, warmup=self.warmup, dropout=self.dropout)
-        within(self, low=0, above=True, learning_rate=self.learning_rate, epochs=self.epochs)
+        within(self, low=0, high=2**32 - 1, seed=self.seed)
+        within(self, low=0, high=1, warmup=self.warmup)
+        if not 0 <= self.dropout < 1: raise BadInput(f"dropout must be in [0, 1), got {self.dropout}")
+        within(self, low=0, high=10, above=True, learning_rate=self.learning_rate)
+        within(self, low=0, high=MOST_EPOCHS, above=True, epochs=self.epochs)
         for name, value in CHOICES.items():
             if hasattr(self, name): one_of(name, getattr(self, name), value)
         check_table(self)
@@ -184,29 +193,43 @@ class RunSpec:
         world = {"world": WORLD} if is_micro(self.model) else {}
         return {"template": self.template} | world | {k: v for k, v in asdict(self).items() if v != base[k]}
 
+# %% ../nbs/01_spec.ipynb #3e1ff3a9
+@lru_cache
+def kinds(
+    spec: type,   # a dataclass whose annotations are str, int, float or bool
+) -> tuple[tuple[str, type, bool], ...]:   # of each field: name, type, whether it may be None
+    "What the fields of a spec may hold"
+    hints = get_type_hints(spec)
+    return tuple((field.name, hints[field.name], field.default is None or field.name in NULLABLE) for field in fields(spec))
+
 # %% ../nbs/01_spec.ipynb #16d54927
 def check_types(
     spec: Any,   # a frozen dataclass whose annotations are str, int, float or bool
 ):
-    "Convert harmless number types in place; `BadInput` names a field of the wrong type"
-    for name, kind in get_type_hints(type(spec)).items():
+    "Convert harmless number types in place; `BadInput` names a field of the wrong type, a number that is none, and text that is none"
+    for name, kind, nullable in kinds(type(spec)):
         value = getattr(spec, name)
+        if value is None and nullable: continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and kind in (int, float) and not abs(value) < 2**63: raise BadInput(f"{name} must be a finite number below 2**63, got {shown(value)}")
         if number and kind is float: object.__setattr__(spec, name, float(value))
         elif number and kind is int and value == int(value): object.__setattr__(spec, name, int(value))
-        elif value is not None and not isinstance(value, kind): raise BadInput(f"{name} must be {kind.__name__}, got {value!r}")
+        elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool): raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}")
+        if kind is str and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value): raise BadInput(f"{name} must be text without control characters, got {shown(value)}")
 
 # %% ../nbs/01_spec.ipynb #7e5fd02b
 def within(
     spec: Any,             # the spec, for the message
     low: float,            # smallest allowed value
     above: bool = False,   # whether `low` itself is refused
+    high: float = 10**9,   # largest allowed value
     **values,              # field name and value; None passes
 ):
-    "Refuse numbers that are too small; `BadInput` names the field"
+    "Refuse numbers that are too small or too large; `BadInput` names the field"
     for name, value in values.items():
-        if value is not None and not (value > low if above else value >= low):
-            raise BadInput(f"{name} must be {'more than' if above else 'at least'} {low}, got {value}")
+        if value is None: continue
+        if not (value > low if above else value >= low): raise BadInput(f"{name} must be {'more than' if above else 'at least'} {low}, got {value}")
+        if not value <= high: raise BadInput(f"{name} must be at most {high}, got {value}")
 
 # %% ../nbs/01_spec.ipynb #f7c5538d
 def slugged(
@@ -301,11 +324,12 @@ class TicketSpec(RunSpec):
     template = "ticket"
 
     def __post_init__(self):
+        check_types(self)
         known_method(self.method)
         if self.method == "dense": object.__setattr__(self, "sparsity", 0.0)
         for name, value in (mask_defaults(self.method, self.sparsity, self.model) if self.trains_mask else {}).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
-        object.__setattr__(self, "source", "+".join(source_names(str(self.source))))
+        object.__setattr__(self, "source", "+".join(source_names(self.source)))
         super().__post_init__()
 
     def check(self):
@@ -313,13 +337,13 @@ class TicketSpec(RunSpec):
         super().check()
         self.check_reads()
         if not 0 <= self.sparsity < 1: raise BadInput(f"sparsity must be in [0, 1), got {self.sparsity}")
-        if not 0 < self.step < 1: raise BadInput(f"step must be in (0, 1), got {self.step}")
+        if not 0.001 <= self.step < 1: raise BadInput(f"step must be in [0.001, 1), got {self.step}")
         if self.rewind is not None and not 0 <= self.rewind < 1: raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
-        within(self, low=0, above=True, round_epochs=self.round_epochs)
+        within(self, low=0, high=MOST_EPOCHS, above=True, round_epochs=self.round_epochs)
         within(self, low=1, round_steps=self.round_steps, mask_steps=self.mask_steps, mask_horizon=self.mask_horizon, mask_refresh=self.mask_refresh,
                mask_batch_size=self.mask_batch_size, mask_max_length=self.mask_max_length)
-        within(self, low=0, above=True, mask_learning_rate=self.mask_learning_rate)
-        within(self, low=0, mask_seed=self.mask_seed)
+        within(self, low=0, high=10, above=True, mask_learning_rate=self.mask_learning_rate)
+        within(self, low=0, high=2**32 - 1, mask_seed=self.mask_seed)
         within(self, low=1, source_train=self.source_train)
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
         if len(source_names(self.source)) > 1: self.check_joint()
@@ -380,10 +404,11 @@ class StructuredSpec(RunSpec):
     def check(self):
         "Refuse values outside their range"
         super().check()
-        for name in ("threshold", "step", "heads_step"):
-            if not 0 < getattr(self, name) <= 1: raise BadInput(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 < self.threshold <= 1: raise BadInput(f"threshold must be in (0, 1], got {self.threshold}")
+        within(self, low=0.001, high=1, step=self.step, heads_step=self.heads_step)
         if self.super_seeds < 0 or self.super_seeds == 1: raise BadInput(f"super_seeds must be 0 or at least 2, got {self.super_seeds}")
-        within(self, low=0, above=True, retrain_epochs=self.retrain_epochs)
+        within(self, low=0, high=1000, super_seeds=self.super_seeds)
+        within(self, low=0, high=MOST_EPOCHS, above=True, retrain_epochs=self.retrain_epochs)
 
     @property
     def slug(self) -> str:
@@ -407,7 +432,7 @@ class MagnitudeSpec(RunSpec):
         "Refuse values outside their range"
         super().check()
         if not 0 < self.threshold <= 1: raise BadInput(f"threshold must be in (0, 1], got {self.threshold}")
-        if not 0 < self.step < 1: raise BadInput(f"step must be in (0, 1), got {self.step}")
+        if not 0.001 <= self.step < 1: raise BadInput(f"step must be in [0.001, 1), got {self.step}")
         within(self, low=1, iterations=self.iterations)
 
     @property
@@ -456,14 +481,24 @@ def make_spec(
     for name in values: one_of(f"parameter of template {template}", name, names)
     return kind(**values)
 
+# %% ../nbs/01_spec.ipynb #0b91b04f
+def injected(
+    cells: list[str],   # what a notebook has executed, IPython's `In`
+) -> list[str]:         # names of parameters
+    "The parameters that papermill put in: it writes a cell of its own"
+    last = [cell for cell in cells if cell.startswith("# Parameters\n")][-1:]
+    return [target.id for cell in last for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+
 # %% ../nbs/01_spec.ipynb #51fd5af4
 def spec_from(
     template: str,     # name of a template
     variables: dict,   # a notebook's variables, `globals()`; those that are no fields are left alone
 ) -> RunSpec:          # the validated spec
-    "The spec of a template from the variables of its notebook"
+    "The spec of a template from the variables of its notebook; a parameter of papermill's that is no field is refused"
     kind = SPECS[one_of("template", template, SPECS)]
-    return kind(**{field.name: variables[field.name] for field in fields(kind) if field.name in variables})
+    names = [field.name for field in fields(kind)]
+    for name in injected(variables.get("In", [])): one_of(f"parameter of template {template}", name, names)
+    return kind(**{name: variables[name] for name in names if name in variables})
 
 # %% ../nbs/01_spec.ipynb #bd68920f
 def parse_value(
@@ -477,7 +512,7 @@ def parse_value(
     field = one_of(f"parameter of template {template}", name.replace("-", "_"), hints)
     if text.lower() in ("none", "null") and hints[field] is not str: return None
     try: return {bool: read_bool}.get(hints[field], hints[field])(text)
-    except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {text!r}") from None
+    except ValueError: raise BadInput(f"{field} must be {hints[field].__name__}, got {shown(text)}") from None
 
 # %% ../nbs/01_spec.ipynb #fb6abd28
 def read_bool(

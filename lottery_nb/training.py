@@ -223,7 +223,7 @@ def settings(
     "The papers' optimizer (AdamW, no weight decay, gradient norm clipped at 1) in the Trainer's terms"
     share = max(1, torch.cuda.device_count())
     return TrainingArguments(
-        output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed, data_seed=seed,
+        output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed % 2**32, data_seed=seed % 2**32,
         learning_rate=spec.learning_rate, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",
         logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, report_to="none",
         disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **precision())
