@@ -22,12 +22,14 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .datafiles import data_root
 from .files import atomic, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
-from .spec import TASKS, RunSpec, TicketSpec, architecture_of, is_micro, slugged, source_names, table_fields, training_defaults
+from .names import TASKS, architecture_of, is_micro, source_names
+from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, data_root, encode, load_data, majority, references, task_of
+from .tasks import Task, encode, load_data, majority, references, task_of
 from .training import Training, encoded, evaluate, finetune, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -142,7 +144,7 @@ def dense(
 ) -> Path:                            # stage folder: model.safetensors, scores.json, history.parquet
     "Train the full model (Chen et al. 2020, Table 2: full BERT)"
     target = target_spec(spec)
-    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.differing(), root)
+    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.identity(), root)
     return stage(folder, lambda partial: train_into(partial, theta0(target), target))
 
 # %% ../nbs/31_baseline.ipynb #9bc85a54
@@ -244,4 +246,4 @@ def dense_piece(
 ) -> Piece:          # the training of its full model
     "The full model of a run's task and seed"
     target = target_spec(spec)
-    return Piece("dense baseline", short_hash(target.differing(), 16), target, length_of(target))
+    return Piece("dense baseline", short_hash(target.identity(), 16), target, length_of(target))

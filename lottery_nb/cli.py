@@ -22,10 +22,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .files import BadInput, disk_full, left_over, one_of, sweep_up
+from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
 from .spec import SPECS, RunSpec, make_spec, parse_value
-from .store import finished, results, run_folder, runs_root, verify_run, write_table
+from .store import finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/62_cli.ipynb #918d8492

@@ -19,13 +19,13 @@ from torch import nn
 
 from .attention import read_texts
 from .baseline import target_spec, theta0
-from .files import BadInput, atomic, read_json, stage
+from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
 from .models import load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
-from .store import runs_root, stage_folder
+from .store import stage_folder
 from .structured import fine_tuned
 from .tasks import load_data, task_of
 from .tickets import Ticket
@@ -126,7 +126,7 @@ def named_heads(
     "Name every head of both models on every text, as a stage (Prasanna et al. 2020, Appendix F)"
     cnn, tokenizer = classifier_of(spec), load_tokenizer(spec.model)
     weights = tensor_digest(cnn.state_dict().values())
-    depends = {name: value for name, value in spec.differing().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
+    depends = {name: value for name, value in spec.identity().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
         for model, load in MODELS.items():

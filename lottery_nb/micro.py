@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'RECIPE', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed', 'pack', 'batches', 'masked_batch',
-           'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained', 'tiny_world']
+           'Trainee', 'pretrain', 'micro_id', 'pretrained', 'tiny_world']
 
 # %% ../nbs/21_micro.ipynb #7f753bc2
-import os
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from .files import atomic, one_of, short_hash, stage, write_json
+from .files import atomic, cache_dir, one_of, short_hash, stage, write_json
 from .language import LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer, micro_vocab, reserved
 from .spec import WORLD
 from .weights import architecture, encoder_layers, mlm_head
@@ -228,11 +227,6 @@ def pretrain(
     write_json(Path(folder)/"pretraining.json", dict(recipe=recipe, losses=[round(loss, 4) for loss in losses]))
     checkpoint.unlink(missing_ok=True)
     return folder
-
-# %% ../nbs/21_micro.ipynb #e6bf7e8e
-def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
-    "Folder of stages that all runs share"
-    return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")
 
 # %% ../nbs/21_micro.ipynb #4cd12d12
 @lru_cache

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .files import BadInput, one_of
 from .micro import pretrained
-from .spec import architecture_of, is_micro
+from .names import architecture_of, is_micro
 from .tasks import Task
 from .weights import architecture, base_name, longest_input, place, prunable
 

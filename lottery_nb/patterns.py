@@ -20,8 +20,7 @@ from sklearn import metrics
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 
-from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
-from .micro import cache_dir
+from .files import BadInput, atomic, cache_dir, one_of, read_json, short_hash, stage, write_json
 from .weights import tensor_digest
 
 # %% ../nbs/41_patterns.ipynb #6441d585

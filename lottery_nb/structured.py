@@ -117,7 +117,7 @@ def search(
         found = prune_gates(open_gates(model), *known, spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
-    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.differing() | {n: getattr(spec, n) for n in names}, root), make)
+    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.identity() | {n: getattr(spec, n) for n in names}, root), make)
 
 # %% ../nbs/36_structured.ipynb #7225ef7e
 def search_steps(
@@ -169,7 +169,7 @@ def retrain_gates(
 ) -> Path:                            # stage folder: pruned.json and scores.json (metric → value), history.parquet
     "Score the pruned model, then retrain the subnetwork from pre-trained weights (Prasanna et al. 2020, section 4.2)"
     target = target_spec(spec)
-    key = {"full": target.differing(), "training": retraining(spec).differing(), "gates": gates.to_json(), "start": spec.start, "keep_bias": spec.keep_bias}
+    key = {"full": target.identity(), "training": retraining(spec).identity(), "gates": gates.to_json(), "start": spec.start, "keep_bias": spec.keep_bias}
 
     def make(partial: Path):
         full = fine_tuned(spec, root)

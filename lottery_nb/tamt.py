@@ -36,9 +36,10 @@ from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write
 from .masks import Mask
 from .micro import micro_config
 from .models import check_length, eager_attention, load_config, load_model
+from .names import architecture_of, is_micro
 from .scores import magnitude, random
 from .select import kept_count, topk_mask
-from .spec import RunSpec, TicketSpec, architecture_of, is_micro, mask_defaults, slugged, training_defaults
+from .spec import RunSpec, TicketSpec, mask_defaults, slugged, training_defaults
 from .store import stage_folder
 from .tasks import fixed_masks, get_task
 from .tickets import Ticket, provenance_of, read_mask, write_mask
@@ -710,7 +711,7 @@ def training_fields(
     source: RunSpec,    # of `text_spec`
 ) -> dict:              # field → value
     "Everything that a mask training depends on: the key of its stage"
-    return source.differing() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
+    return source.identity() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
 
 # %% ../nbs/33_tamt.ipynb #7c486ed1
 def trained_masks(
@@ -764,7 +765,7 @@ def pretraining_losses(
     "Pre-training losses of a ticket on held-out text (Liu et al. 2022, Figure 5)"
     if not (spec.text or is_micro(spec.model) or spec.trains_mask): return dict(mlm_loss=None, kd_loss=None)
     source = text_spec(spec if spec.text or not is_micro(spec.model) else replace(spec, data_dir=""), 1)
-    key = source.differing() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
+    key = source.identity() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
     def measure(partial: Path):
         task, data, tokenizer = materials(source)
         dev, model = encoded(source, task, data, tokenizer, "dev"), load_model(source.model, task, source.seed)

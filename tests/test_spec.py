@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lottery_nb.files import BadInput
 from lottery_nb.grid import expand, read_grid
-from lottery_nb.spec import CHOICES, READS, TASKS, RunSpec, TicketSpec, make_spec, parse_value
+from lottery_nb.names import TASKS
+from lottery_nb.spec import CHOICES, READS, RunSpec, TicketSpec, make_spec, parse_value
 
 GOLDEN = {
     "sst2-imp-s70-r0-06a2f3": dict(),
