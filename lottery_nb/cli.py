@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers', 'report',
-           'status_command', 'results_command', 'shown_table', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'report_command', 'annotate_command', 'doctor', 'checks', 'device_check',
-           'folder_check', 'leftover_check', 'data_check', 'main']
+           'text_table', 'tidied', 'what_is_read', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
+           'verify_command', 'ticket_folder', 'agreement_command', 'report_command', 'annotate_command', 'doctor',
+           'checks', 'device_check', 'folder_check', 'leftover_check', 'data_check', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -25,7 +25,8 @@ import typer
 from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
 from .spec import SPECS, RunSpec, make_spec, parse_value
-from .store import finished, results, run_folder, verify_run, write_table
+from .names import is_file
+from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/62_cli.ipynb #918d8492
@@ -113,6 +114,15 @@ def tidied(
     "Delete what killed processes left where runs and stages lie"
     for folder in (runs_root(runs), runs_root(runs)/"stages"): sweep_up(folder)
 
+# %% ../nbs/62_cli.ipynb #56f9d103
+def what_is_read(
+    spec: RunSpec,   # a run
+) -> str:            # one line; empty where its data are no file of the user's own
+    "Say before training what a data file was taken for"
+    if not is_file(spec.task): return ""
+    from lottery_nb.tasks import understood
+    return understood(spec)
+
 # %% ../nbs/62_cli.ipynb #c742aa62
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def run(
@@ -132,6 +142,7 @@ def run(
     tidied(runs)
     result = None if force else finished(folder)
     if not (done := result is not None):
+        for said in (changed_inputs(spec, runs), what_is_read(spec)): typer.echo(said) if said else None
         typer.echo(f"running {spec.id}; notebook {folder/'run.ipynb'}, log {folder/'log.txt'}")
         with Worker(runs) as worker: result = worker.execute(spec, force, progress=sys.stderr.isatty())
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
