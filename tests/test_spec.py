@@ -49,7 +49,10 @@ def test_command_line_text_reads_back(values):
 BAD = [(dict(sparsity=-.1), r"sparsity must be in \[0, 1\), got -0.1"), (dict(sparsity=1), "sparsity"), (dict(pool="decoder"), "pool must be one of encoder"),
        (dict(task="sst3"), "task must be one of"), (dict(rewind=1.), "rewind must be in"), (dict(step=0.), "step must be in"), (dict(learning_rate=0.), "learning_rate must be more than 0"),
        (dict(max_steps=0), "max_steps must be at least 1"), (dict(max_train=2.5), "max_train must be int"), (dict(rewind_head="maybe"), "rewind_head must be bool"),
-       (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix"), (dict(round_steps=0), "round_steps must be at least 1")]
+       (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix, erk or N:M"),
+       (dict(scope="2:4"), "scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"), (dict(scope="0:4"), "scope 0:4 must keep at least 1"),
+       (dict(score_examples=0), "score_examples must be at least 1"), (dict(score_at="start"), "score_at must be one of"), (dict(movement="firm"), "movement must be one of hard, soft"),
+       (dict(round_steps=0), "round_steps must be at least 1")]
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=[str(values) for values, _ in BAD])
