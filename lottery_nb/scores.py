@@ -192,8 +192,9 @@ def collect(
     seed: int = 0,                               # read by criteria that ask for it
 ) -> Mapping[str, Tensor]:                       # name → scores, each of its weight's shape
     "Scores of a pool by any criterion"
+    needed = needs(criterion)
     given = dict(weights=lambda: weights, seed=lambda: seed, losses=lambda: batch_losses(model, batches), norms=lambda: input_norms(model, weights, batches))
-    with judging(model): scores = SCORES[criterion](**{name: given[name]() for name in needs(criterion)})
+    with judging(model): scores = SCORES[criterion](**{name: given[name]() for name in needed})
     broken = next((name for name, score in scores.items() if score.numel() and score.max().isnan()), None)
     if broken: raise BadInput(f"criterion {criterion} gave a NaN for {broken}: its scores cannot be ranked")
     return scores
