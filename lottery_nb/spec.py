@@ -325,6 +325,7 @@ class TicketSpec(RunSpec):
         if self.source not in ("", "mlm"): raise BadInput(f"source of method {self.method} must be mlm (masks are trained on text), got {self.source!r}")
         if self.mask_at is not None: one_of("mask_at (a saved step)", self.mask_at, self.saved_steps)
         if self.mask_horizon is not None: within(self, low=self.mask_steps, mask_horizon=self.mask_horizon)
+        if pattern_of(self.scope) and self.mask_refresh != 1: raise BadInput(f"scope {self.scope} holds at every step, so mask_refresh must be 1, got {self.mask_refresh}")
 
     @property
     def trains_mask(self) -> bool:
