@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'TABLE', 'KINDS',
-           'DELIMITERS', 'POOLS', 'SCOPES', 'CHOICES', 'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS',
+           'DELIMITERS', 'POOLS', 'SCOPES', 'CHOICES', 'EVERY', 'CHAIN', 'TRAINED', 'SCORED', 'READS', 'SPECS',
            'training_defaults', 'is_micro', 'architecture_of', 'task_name', 'source_names', 'is_file', 'check_table',
            'RunSpec', 'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'known_method', 'pattern_of',
            'check_scope', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec',
@@ -231,7 +231,9 @@ EVERY = ("method", "sparsity", "pool", "start", "keep_model", "mask_max_length",
 CHAIN = ("scope", "source", "source_train", "mask_seed", "schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head")
 TRAINED = ("scope", "source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
            "mask_refresh", "mask_rank", "mask_init", "mask_padding")
-READS = {"dense": (), "random": ("scope", "mask_seed"), "omp": ("scope",), "imp": CHAIN + ("rewind",), "standard": CHAIN,
+SCORED = ("scope", "source", "source_train", "mask_seed", "score_examples", "score_at")
+READS = {"dense": (), "random": ("scope", "mask_seed"), "omp": ("scope",), "first-order": SCORED, "fisher": SCORED, "snip": SCORED, "wanda": SCORED,
+         "movement": ("scope", "source", "source_train", "mask_seed", "movement"), "imp": CHAIN + ("rewind",), "standard": CHAIN,
          "tamt-mlm": TRAINED, "tamt-kd": TRAINED + ("mask_teacher",), "tamt-mlm+kd": TRAINED + ("mask_teacher",), "tamt-attention": TRAINED + ("mask_teacher",)}
 
 # %% ../nbs/01_spec.ipynb #19c444de
@@ -292,7 +294,7 @@ def mask_defaults(
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
-    method: str = "imp"              # dense, random, omp, imp, standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
+    method: str = "imp"              # dense, a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # ranked together: all matrices (global), each (matrix; erk: small ones denser), or every M weights of a row (N:M, 2:4 keeps 2 of 4)
