@@ -21,7 +21,7 @@ from .joint import finetune_jointly
 from .masks import Mask
 from .names import source_names
 from .scores import magnitude
-from .select import absolute, remaining, topk_mask
+from .select import absolute, check_rows, group_levels, remaining, topk_mask
 from .spec import TicketSpec, slugged
 from .store import stage_folder
 from .tickets import Ticket, provenance_of
@@ -33,7 +33,7 @@ def levels(
     spec: TicketSpec,   # schedule, step, sparsity
 ) -> list[float]:       # cumulative sparsity after each round; the last is `spec.sparsity`
     "The sparsities of an IMP chain (D1: both readings of the paper)"
-    return list({"absolute": absolute, "remaining": remaining}[spec.schedule](spec.step, spec.sparsity))
+    return group_levels({"absolute": absolute, "remaining": remaining}[spec.schedule](spec.step, spec.sparsity), spec.scope)
 
 # %% ../nbs/32_imp.ipynb #4e8cace7
 def round_length(
@@ -69,6 +69,7 @@ class Chain:
 
     def make(self, number: int, partial: Path):
         "One round: train under the last mask, prune, leave the ticket and what later levels need"
+        if number == 1: check_rows({name: tuple(weight.shape) for name, weight in prunable(theta0(self.source), self.spec.pool).items()}, self.spec.scope)
         model, mask = self.trained(number, partial)
         pruned = topk_mask(magnitude(prunable(model, self.spec.pool)), self.levels[number - 1], self.spec.scope, within=mask)
         about = {"method": "imp", "source": self.spec.source or self.source.task, "pool": self.spec.pool, "scope": self.spec.scope, "seed": self.spec.seed, "rewind": self.rewind, "round": number}

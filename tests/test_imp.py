@@ -138,6 +138,28 @@ def test_remaining_schedule_prunes_a_share_of_what_lives(make, tmp_path):
     assert levels(spec) == pytest.approx([.1, .19, .25])
 
 
+@pytest.mark.parametrize("scope, sparsity, counts", [("2:4", .5, [3, 2]), ("1:2", .5, [1]), ("4:16", .75, [14, 13, 11, 10, 8, 6, 5, 4])])
+def test_a_pattern_is_exact_in_every_group_of_every_round(make, rounds, scope, sparsity, counts, tmp_path):
+    "Only rounds that take a weight from each group, each mask inside the one before"
+    spec = make(scope=scope, sparsity=sparsity)
+    ticket, chain, size = find_ticket(spec, tmp_path), Chain(spec, tmp_path), int(scope.split(":")[1])
+    masks = [Ticket.load(chain.level(number)/"ticket").mask for number in range(1, len(chain.levels) + 1)]
+    assert [{int(n) for kept in mask.values() for n in kept.reshape(-1, size).sum(1)} for mask in masks] == [{count} for count in counts]
+    assert all(later.nested_in(mask) for mask, later in zip(masks, masks[1:])) and ticket.mask == masks[-1] and len(rounds) == len(counts)
+
+
+def test_erk_rounds_nest_and_keep_the_total(make, tmp_path):
+    spec = make(scope="erk", sparsity=.4)
+    ticket, chain = find_ticket(spec, tmp_path), Chain(spec, tmp_path)
+    before = Ticket.load(chain.level(3)/"ticket").mask
+    assert ticket.mask.nested_in(before) and ticket.mask.kept == round(.6 * ticket.mask.total)
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_training(make, rounds, tmp_path):
+    with pytest.raises(BadInput, match="scope 1:5 needs rows that 5 divides, but those of"): find_ticket(make(scope="1:5", sparsity=.8), tmp_path)
+    assert not rounds
+
+
 def test_standard_pruning_goes_on_from_the_trained_weights(make, rounds, tmp_path):
     spec = make(method="standard")
     ticket = find_ticket(spec, tmp_path)
