@@ -324,7 +324,6 @@ class TicketSpec(RunSpec):
     def check(self):
         "Refuse values outside their range"
         super().check()
-        self.check_reads()
         if not 0 <= self.sparsity < 1: raise BadInput(f"sparsity must be in [0, 1), got {self.sparsity}")
         if not 0.001 <= self.step < 1: raise BadInput(f"step must be in [0.001, 1), got {self.step}")
         if self.rewind is not None and not 0 <= self.rewind < 1: raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
@@ -336,6 +335,7 @@ class TicketSpec(RunSpec):
         within(self, low=1, source_train=self.source_train, score_examples=self.score_examples)
         check_scope(self.scope, None if self.method == "dense" else self.sparsity)
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
+        self.check_reads()
         if len(source_names(self.source)) > 1: self.check_joint()
         if self.trains_mask: self.check_mask()
 
