@@ -38,6 +38,7 @@ class Architecture(NamedTuple):
     dropout: tuple[str, ...]    # fields of the configuration: dropout of hidden states, attention and heads
     segments: bool              # whether it was trained with token types
     unused: int | None          # first rows of the table of positions that no token uses; None = up to the padding token's
+    on_demand: bool = False     # whether `attention` gives its maps only where the model is asked for them
     per_head: int | None = None   # argument of `attention` with a value per head (by its position); None = there is none
 
 # %% ../nbs/10_weights.ipynb #821ce156
@@ -68,7 +69,7 @@ DISTILBERT = Architecture(
     dropout=("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"), segments=False, unused=0)
 MPNET = ROBERTA._replace(
     base="mpnet", families=BERT_FAMILIES | {name: f"attention.attn.{name[0]}" for name in ("query", "key", "value")} | dict(attention_output="attention.attn.o"),
-    attention="attention.attn", closing="attention", tokenwise="attention.LayerNorm", unused=2, per_head=2)
+    attention="attention.attn", closing="attention", tokenwise="attention.LayerNorm", unused=2, on_demand=True, per_head=2)
 ARCHITECTURES = {
     "bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA,
     "electra": ELECTRA, "distilbert": DISTILBERT, "mpnet": MPNET,

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (BertConfig, BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
-                          DistilBertConfig, DistilBertModel, RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
+from transformers import (AlbertConfig, AlbertModel, BertConfig, BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
+                          RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
 from transformers.pytorch_utils import prune_linear_layer
 
 from lottery_nb.files import BadInput
-from lottery_nb.gates import (Gates, at_rest, cut_linear, encoder_layers, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
+from lottery_nb.gates import (Gates, at_rest, cut_linear, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
                               sensitivity, smaller, speed_table, weight_share)
+from lottery_nb.weights import encoder_layers
 
 SIZE = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, initializer_range=.2, max_position_embeddings=40)
 LAYERS, HEADS = 3, 4
@@ -107,7 +108,7 @@ def test_hooks_are_gone_after_an_error_inside():
 
 
 def test_other_encoders_are_refused():
-    with pytest.raises(BadInput, match="got DistilBertModel"): open_gates(DistilBertModel(DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)))
+    with pytest.raises(BadInput, match="architecture must be one of bert, .*; got .albert."): open_gates(AlbertModel(AlbertConfig(vocab_size=20, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)))
 
 
 @pytest.mark.parametrize("heads,mlps", [((LAYERS, HEADS + 1), (LAYERS,)), ((LAYERS + 1, HEADS), (LAYERS + 1,)), ((LAYERS, HEADS), (2,)), ((5, LAYERS, HEADS), (LAYERS,))])
