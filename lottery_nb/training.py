@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded', 'head_at',
-           'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
-           'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner', 'history', 'Training',
-           'Keeper', 'train', 'finetune', 'outputs', 'predict', 'evaluate']
+           'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'own_weights', 'save_weights',
+           'load_weights', 'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner',
+           'history', 'Training', 'Keeper', 'train', 'finetune', 'outputs', 'predict', 'evaluate']
 
 # %% ../nbs/24_training.ipynb #ccd7c543
 import math
@@ -26,6 +26,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer,
@@ -33,7 +34,7 @@ from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPaddi
 
 from .files import BadInput, atomic, read_json, seal, verify, write_json
 from .masks import Mask, hold
-from .models import check_length, quiet
+from .models import check_length, part_of, quiet
 from .spec import RunSpec
 from .tasks import Task, decode, encode_splits, mlm_outcomes, references, score
 from .weights import architecture
@@ -125,13 +126,23 @@ def set_random_states(
     torch.set_rng_state(states["cpu"])
     for name in states.keys() - {"cpu"}: torch.cuda.set_rng_state(states[name], int(name.removeprefix("cuda")))
 
+# %% ../nbs/24_training.ipynb #be797e55
+def own_weights(
+    net: nn.Module,            # a model
+) -> dict[str, Parameter]:     # each of its weights once; a tied one by its name in the base model
+    "The weights of a model, under names that do not depend on its head"
+    prefix, names = f"{getattr(net, 'base_model_prefix', '')}.", {}
+    for name, weights in net.named_parameters(remove_duplicate=False):
+        if weights not in names or name.startswith(prefix): names[weights] = name
+    return {name: weights for weights, name in names.items()}
+
 # %% ../nbs/24_training.ipynb #0b3c7de8
 def save_weights(
     net: nn.Module,    # a model
     path: str | Path,  # a safetensors file to write
 ) -> Path:             # the file
     "Write a model's weights, tied ones once; equal weights give equal bytes"
-    with atomic(path) as temp: save_file({name: weights.detach().contiguous() for name, weights in net.named_parameters()}, temp)
+    with atomic(path) as temp: save_file({name: weights.detach().contiguous() for name, weights in own_weights(net).items()}, temp)
     return Path(path)
 
 # %% ../nbs/24_training.ipynb #d3351bfe
@@ -143,10 +154,11 @@ def load_weights(
     "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
     try: saved = load_file(path)
     except (OSError, SafetensorError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
-    own = dict(net.named_parameters())
-    if not head: own = {name: weights for name, weights in own.items() if name.startswith(f"{net.base_model_prefix}.") and name in saved}
-    shapes = lambda some: {name: weights.shape for name, weights in some.items() if head or name in own}
-    if not own or shapes(saved) != shapes(own): raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
+    own = own_weights(net)
+    if not head:
+        trunk = lambda some, other: {n: w for n, w in some.items() if n.startswith(f"{net.base_model_prefix}.") and (n in other or part_of(net, n) != "pooler")}
+        own, saved = trunk(own, saved), trunk(saved, own)
+    if {name: w.shape for name, w in saved.items()} != {name: w.shape for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
     for name, weights in own.items(): weights.data.copy_(saved[name])
     return net
 

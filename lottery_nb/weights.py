@@ -159,9 +159,9 @@ def members(
 def prunable(
     model: nn.Module,        # a model of the table, of any size, with or without a head
     pool: str = "encoder",   # which weights: one of `POOLS`
-) -> dict[str, Parameter]:   # name as in `model.named_parameters()` → parameter, in reading order
+) -> dict[str, Parameter]:   # its name in the model → parameter, in reading order
     "The weights of a pool that this model has (Chen et al. 2020, section 3; Liu et al. 2022, section 4; Prasanna et al. 2020, section 3.1)"
-    have = dict(model.named_parameters())
+    have = dict(model.named_parameters(remove_duplicate=False))   # XLM-R's word embeddings are named as its decoder first
     return {name: have[name] for name in members(model, pool) if name in have}
 
 # %% ../nbs/10_weights.ipynb #9eb6a2a6
