@@ -27,7 +27,7 @@ from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
 from .store import runs_root, stage_folder
 from .structured import fine_tuned
-from .tasks import get_task, load_data
+from .tasks import load_data, task_of
 from .tickets import Ticket
 from .weights import tensor_digest
 
@@ -97,7 +97,7 @@ def texts_of(
     tokenizer: Any,                 # of the spec's model
 ) -> list:                          # sentences or pairs of the evaluation set, in random order
     "The texts whose maps are read: those of `shortest` to `max_length` tokens (Prasanna et al. 2020: 100 a task)"
-    task = get_task(spec.task, spec.columns)
+    task = task_of(spec)
     rows = load_data(spec)[task.evaluation[0]]
     chosen = []
     for i in np.random.default_rng(spec.seed).permutation(len(rows)):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BERT_FAMILIES', 'EMBEDDINGS', 'POOLER', 'BERT', 'ROBERTA', 'ELECTRA', 'DISTILBERT', 'MPNET', 'ARCHITECTURES',
-           'Architecture', 'architecture', 'encoder_layers', 'part', 'mlm_head', 'longest_input', 'base_name',
-           'resolve', 'members', 'prunable', 'missing', 'place', 'census', 'tied', 'fingerprint', 'tensor_digest']
+           'unwrapped', 'Architecture', 'architecture', 'encoder_layers', 'part', 'mlm_head', 'longest_input',
+           'base_name', 'resolve', 'own_parameters', 'members', 'prunable', 'missing', 'place', 'census', 'tied',
+           'as_stored', 'fingerprint', 'tensor_digest']
 
 # %% ../nbs/10_weights.ipynb #7728fed7
 import hashlib
@@ -20,6 +21,16 @@ from torch.nn import Parameter
 
 from .files import BadInput, one_of
 from .spec import POOLS
+
+# %% ../nbs/10_weights.ipynb #f90a5db7
+def unwrapped(
+    model: nn.Module,   # a Hugging Face model, or a module around one: torch.compile, DistributedDataParallel, PEFT, Lightning ...
+) -> nn.Module:         # the Hugging Face model itself; a module without one stays as it is
+    "The model inside its wrappers; two models side by side (teacher and student) are `BadInput`"
+    if hasattr(type(model), "base_model_prefix"): return model
+    found = [module for module in model.modules() if hasattr(type(module), "base_model_prefix")]
+    if found and not set(found) <= set(found[0].modules()): raise BadInput(f"{type(model).__name__} holds several models; give one of them")
+    return found[0] if found else model
 
 # %% ../nbs/10_weights.ipynb #22d1a331
 class Architecture(NamedTuple):
@@ -81,7 +92,8 @@ def architecture(
     of: str = "",    # whose architecture, for the message
 ) -> Architecture:   # its row of the table
     "What is known about a model's architecture; one outside the table is `BadInput`"
-    kind = getattr(getattr(model, "config", model), "model_type", type(model).__name__)
+    inside = unwrapped(model) if isinstance(model, nn.Module) else model
+    kind = getattr(getattr(inside, "config", inside), "model_type", type(inside).__name__)
     if kind not in ARCHITECTURES: raise BadInput(f"architecture{of} must be one of {', '.join(ARCHITECTURES)}; got {kind!r}")
     return ARCHITECTURES[kind]
 
@@ -90,7 +102,8 @@ def encoder_layers(
     model: nn.Module,    # a model of the table, with or without a task head
 ) -> nn.ModuleList:      # its Transformer layers, first to last
     "The layers of a model's encoder"
-    return model.base_model.get_submodule(architecture(model).layers)
+    row = architecture(model)
+    return unwrapped(model).base_model.get_submodule(row.layers)
 
 # %% ../nbs/10_weights.ipynb #cbd7b721
 def part(
@@ -107,7 +120,7 @@ def mlm_head(
 ) -> nn.Module:        # from hidden states to logits; it shares the model's modules
     "The head that predicts words; a model without one is `BadInput`"
     names = architecture(model).mlm
-    modules = [(name, part(model, name)) for name in names]
+    modules = [(name, part(unwrapped(model), name)) for name in names]
     if not names or None in dict(modules).values(): raise BadInput(f"masked language modelling needs a head that predicts words, {type(model).__name__} has none")
     return modules[0][1] if len(modules) == 1 else nn.Sequential(OrderedDict(modules))
 
@@ -133,11 +146,22 @@ def resolve(
     name: str,          # name of a weight, with or without the model's base prefix
 ) -> Parameter:         # the model's own parameter (for a tied name: the shared one)
     "Find a weight under the name that this model gives it"
+    model = unwrapped(model)
     prefix = getattr(model, "base_model_prefix", "") + "."
     for candidate in (name, prefix + name, name.removeprefix(prefix)):
         try: return model.get_parameter(candidate)
         except AttributeError: continue
     raise BadInput(f"{type(model).__name__} has no weight named {name!r}")
+
+# %% ../nbs/10_weights.ipynb #38b1a9bb
+def own_parameters(
+    model: nn.Module,          # a model
+) -> dict[str, Parameter]:     # name → parameter, without the parts of a name that torch.compile and checkpointing put in
+    "Each parameter of a model once, under the name that its class gives it; a tied one under its name in the base model, whatever its head is"
+    prefix, names = f"{getattr(model, 'base_model_prefix', '')}.", {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight not in names or name.startswith(prefix) > names[weight].startswith(prefix): names[weight] = re.sub(r"(_orig_mod|_checkpoint_wrapped_module)\.", "", name)
+    return {name: weight for weight, name in names.items()}
 
 # %% ../nbs/10_weights.ipynb #d62726b4
 def members(
@@ -147,7 +171,7 @@ def members(
     "Every name that a pool asks for"
     extras = one_of("pool", pool, POOLS).split("+")
     names = [EMBEDDINGS] if "embeddings" in extras else []
-    row = architecture(model)
+    row, model = architecture(model), unwrapped(model)
     for layer in range(model.config.num_hidden_layers):
         for family, path in row.families.items():
             stem = f"{row.layers}.{layer}.{path}"
@@ -161,8 +185,12 @@ def prunable(
     pool: str = "encoder",   # which weights: one of `POOLS`
 ) -> dict[str, Parameter]:   # its name in the model → parameter, in reading order
     "The weights of a pool that this model has (Chen et al. 2020, section 3; Liu et al. 2022, section 4; Prasanna et al. 2020, section 3.1)"
-    have = dict(model.named_parameters(remove_duplicate=False))   # XLM-R's word embeddings are named as its decoder first
-    return {name: have[name] for name in members(model, pool) if name in have}
+    have, names = own_parameters(unwrapped(model)), members(model, pool)
+    lost = [name for name in names if name not in have and (base_name(name) != POOLER or name.replace("weight", "bias") in have)]
+    if lost:
+        raise BadInput(f"{len(lost)} weights of the pool are not the model's own, among them {lost[0]}: "
+                       "take adapters, parametrizations or torch.nn.utils.prune off it, and give a whole model")
+    return {name: have[name] for name in names if name in have}
 
 # %% ../nbs/10_weights.ipynb #9eb6a2a6
 def missing(
@@ -202,17 +230,28 @@ def tied(
     for name, weight in model.named_parameters(remove_duplicate=False): names.setdefault(id(weight), []).append(name)
     return {first: others for first, *others in names.values() if others}
 
+# %% ../nbs/10_weights.ipynb #50d074a6
+def as_stored(
+    name: str,             # of the weight, for the message
+    weight: Parameter,     # of any floating-point type, on any device, sharded or not
+) -> Tensor:               # float32 on the CPU; float64 where float32 cannot hold the values
+    "The values of a weight, whatever type they are held in"
+    if weight.is_meta or not weight.is_floating_point(): raise BadInput(f"θ0 needs the values of {name}, the model holds it as {weight.dtype} on {weight.device}")
+    values = (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).detach().cpu()
+    return values if values.dtype == torch.float64 and not torch.equal(values.float().double(), values) else values.float()
+
 # %% ../nbs/10_weights.ipynb #ea2c95db
 def fingerprint(
-    model: nn.Module,   # a model of the table
+    model: nn.Module,   # a model of the table, wrapped or not
 ) -> str:               # SHA-256, 64 hexadecimal digits: the same under every head and after saving and loading
-    "Identity of the pre-trained weights: embeddings and encoder, bit for bit"
-    body = architecture(model).body
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.base_model.named_parameters()):
+    "Identity of the pre-trained weights: embeddings and encoder, value for value"
+    prunable(model, "encoder+embeddings")
+    body, digest = architecture(model).body, hashlib.sha256()
+    for name, weight in sorted(own_parameters(unwrapped(model).base_model).items()):
         if body.get(name.split(".")[0]) not in ("embeddings", "encoder"): continue
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        values = as_stored(name, weight)
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../nbs/10_weights.ipynb #6b0cae15

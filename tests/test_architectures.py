@@ -22,8 +22,8 @@ from lottery_nb.tamt import (MaskSettings, Scores, draw_batch, head_parameters, 
                              objective_losses, start_mask, train_mask)
 from lottery_nb.tasks import get_task
 from lottery_nb.tickets import Ticket, provenance_of
-from lottery_nb.training import head_at, load_weights, own_weights, save_weights
-from lottery_nb.weights import (ARCHITECTURES, BERT_FAMILIES, POOLER, architecture, base_name, encoder_layers, fingerprint, longest_input, members, missing, mlm_head, part,
+from lottery_nb.training import head_at, load_weights, save_weights
+from lottery_nb.weights import (ARCHITECTURES, BERT_FAMILIES, POOLER, architecture, base_name, encoder_layers, fingerprint, longest_input, members, missing, mlm_head, own_parameters, part,
                                 place, prunable, resolve, tied)
 
 KINDS = list(ARCHITECTURES)
@@ -385,7 +385,7 @@ def test_weights_come_back_with_and_without_the_head(kind, tmp_path):
     again = load_weights(make(kind, seed=1), tmp_path/"w")
     assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in again.named_parameters())
     mlm = make(kind, AutoModelForMaskedLM, seed=1)
-    head = {name: p.detach().clone() for name, p in own_weights(mlm).items() if not name.startswith(f"{mlm.base_model_prefix}.")}
+    head = {name: p.detach().clone() for name, p in own_parameters(mlm).items() if not name.startswith(f"{mlm.base_model_prefix}.")}
     assert fingerprint(load_weights(mlm, tmp_path/"w", head=False)) == fingerprint(model)
     assert all(torch.equal(dict(mlm.named_parameters())[name], value) for name, value in head.items())
     with pytest.raises(BadInput, match="does not hold the weights of this"): load_weights(mlm, tmp_path/"w")
