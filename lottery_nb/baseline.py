@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
            'materials', 'theta0', 'restore_weights', 'train_once', 'train_into', 'whole_length', 'dense',
-           'training_history', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local', 'tokenizer_here',
-           'length_of', 'Piece', 'dense_piece']
+           'training_history', 'beside_guess', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local',
+           'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import os
@@ -22,12 +22,14 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .datafiles import data_root
 from .files import atomic, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
-from .spec import TASKS, RunSpec, TicketSpec, architecture_of, is_micro, slugged, source_names, table_fields, training_defaults
+from .names import TASKS, architecture_of, is_micro, source_names
+from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, data_root, encode, load_data, task_of
+from .tasks import Task, encode, load_data, majority, references, task_of
 from .training import Training, encoded, evaluate, finetune, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -142,7 +144,7 @@ def dense(
 ) -> Path:                            # stage folder: model.safetensors, scores.json, history.parquet
     "Train the full model (Chen et al. 2020, Table 2: full BERT)"
     target = target_spec(spec)
-    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.differing(), root)
+    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.identity(), root)
     return stage(folder, lambda partial: train_into(partial, theta0(target), target))
 
 # %% ../nbs/31_baseline.ipynb #9bc85a54
@@ -151,6 +153,18 @@ def training_history(
 ) -> pd.DataFrame:     # step, loss, learning_rate
     "What the Trainer logged"
     return pd.read_parquet(folder/"history.parquet")
+
+# %% ../nbs/31_baseline.ipynb #83156199
+def beside_guess(
+    spec: RunSpec,       # a run
+    full_score: float,   # dev score of its full model, primary metric
+) -> dict:               # majority: the same metric of a guess that does not read its input; learnt: whether the full model is above it
+    "The full model beside the majority baseline (Prasanna et al. 2020, Table 2)"
+    target = target_spec(spec)
+    task, data, tokenizer = materials(target)
+    split = task.evaluation[0]
+    guess = majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
+    return {"majority": guess, "learnt": full_score > guess}
 
 # %% ../nbs/31_baseline.ipynb #32f192e8
 SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490, "wnli": 635, "squad": 88641}
@@ -232,4 +246,4 @@ def dense_piece(
 ) -> Piece:          # the training of its full model
     "The full model of a run's task and seed"
     target = target_spec(spec)
-    return Piece("dense baseline", short_hash(target.differing(), 16), target, length_of(target))
+    return Piece("dense baseline", short_hash(target.identity(), 16), target, length_of(target))

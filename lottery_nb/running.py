@@ -9,12 +9,12 @@ __all__ = ['RUNS', 'ticket_values', 'gates_values', 'weights_values', 'heads_val
 from pathlib import Path
 
 from .baseline import dense
-from .files import locked
+from .files import locked, runs_root
 from .heads import attention_result, named_heads, surviving_heads
-from .mpruning import compared_masks, mask_ticket, masks_result
 from .methods import find_ticket, result_of, retrain
+from .mpruning import compared_masks, mask_ticket, masks_result
 from .spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec
-from .store import finish, open_run, read_result, run_folder, runs_root
+from .store import finish, open_run, read_result, run_folder
 from .structured import compared_gates, gates_result, gates_ticket
 from .tamt import pretraining_losses
 

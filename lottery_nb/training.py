@@ -36,6 +36,7 @@ from .masks import Mask, hold
 from .models import check_length, quiet
 from .spec import RunSpec
 from .tasks import Task, decode, encode_splits, mlm_outcomes, references, score
+from .weights import architecture
 
 # %% ../nbs/24_training.ipynb #e3c6df78
 def steps(
@@ -78,12 +79,11 @@ def encoded(
 # %% ../nbs/24_training.ipynb #3f2023e3
 @contextmanager
 def head_at(
-    net: PreTrainedModel,   # BertForMaskedLM or RobertaForMaskedLM
+    net: PreTrainedModel,   # a model for masked language modelling
     where: Tensor,          # bool [batch, length]: positions to predict
 ) -> Iterator[None]:
     "While open, the MLM head sees only some positions: logits are [positions, vocabulary]"
-    head = net.cls if hasattr(net, "cls") else net.lm_head
-    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][where],))
+    hook = net.get_submodule(architecture(net).mlm[0]).register_forward_pre_hook(lambda module, inputs: (inputs[0][where],))
     try: yield
     finally: hook.remove()
 
@@ -136,14 +136,17 @@ def save_weights(
 
 # %% ../nbs/24_training.ipynb #d3351bfe
 def load_weights(
-    net: nn.Module,    # a model of the same shape; changed in place
-    path: str | Path,  # a file of `save_weights`
-) -> nn.Module:        # the same model
+    net: nn.Module,      # changed in place
+    path: str | Path,    # a file of `save_weights`
+    head: bool = True,   # the whole model; False = only what lies under its base model, whatever its head and that of the file are
+) -> nn.Module:          # the same model
     "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
     try: saved = load_file(path)
     except (OSError, SafetensorError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
     own = dict(net.named_parameters())
-    if {name: w.shape for name, w in saved.items()} != {name: w.shape for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
+    if not head: own = {name: weights for name, weights in own.items() if name.startswith(f"{net.base_model_prefix}.") and name in saved}
+    shapes = lambda some: {name: weights.shape for name, weights in some.items() if head or name in own}
+    if not own or shapes(saved) != shapes(own): raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
     for name, weights in own.items(): weights.data.copy_(saved[name])
     return net
 
@@ -220,7 +223,7 @@ def settings(
     "The papers' optimizer (AdamW, no weight decay, gradient norm clipped at 1) in the Trainer's terms"
     share = max(1, torch.cuda.device_count())
     return TrainingArguments(
-        output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed, data_seed=seed,
+        output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed % 2**32, data_seed=seed % 2**32,
         learning_rate=spec.learning_rate, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",
         logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, report_to="none",
         disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **precision())
