@@ -273,7 +273,8 @@ def summarised(
     figure: Path | None,     # draw score against sparsity here
 ) -> Any:                    # pandas DataFrame
     "Draw the figure, and summarise over seeds"
-    from lottery_nb.figures import save_figure, score_curves, summary_table
+    from lottery_nb.figures import save_figure, score_curves
+    from lottery_nb.tables import summary_table
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 

@@ -6,7 +6,7 @@
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
            'mean_jaccard', 'null', 'agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
            'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'correlation', 'transfer',
-           'transfer_to_full', 'transfer_to_own']
+           'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
 import gzip
@@ -310,3 +310,21 @@ def transfer_to_own(
     if missing := sorted(set(matrix.columns) - set(own.dropna().index)): raise BadInput(f"transfer needs a ticket of every target task itself, none of {', '.join(missing)}")
     difference = matrix - own[matrix.columns]
     return difference, (difference >= 0).sum(axis=1)
+
+# %% ../nbs/50_compare.ipynb #c8354c8b
+def early_over_late(
+    heads: np.ndarray,   # survival per head, (layer, head)
+) -> float:              # in points of the survival
+    "How much more the first two thirds of the layers keep than the last third"
+    by_layer = 100 * np.nanmean(heads, 1)
+    cut = round(len(by_layer) * 2 / 3)
+    return float(by_layer[:cut].mean() - by_layer[cut:].mean())
+
+# %% ../nbs/50_compare.ipynb #90ec398e
+def middle_over_ends(
+    mlps: np.ndarray,   # survival per MLP, (layer,)
+) -> float:             # in points of the survival; not a number below three layers
+    "How much more the middle half of the layers keeps than the first and the last quarter"
+    quarter = max(1, round(len(mlps) / 4))
+    if len(mlps) <= 2 * quarter: return np.nan
+    return 100 * float(np.mean(mlps[quarter:-quarter]) - np.mean([*mlps[:quarter], *mlps[-quarter:]]))

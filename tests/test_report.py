@@ -10,14 +10,15 @@ from nbformat import v4
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import report
+from lottery_nb import report, tables
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.gates import Gates
 from lottery_nb.masks import Mask
-from lottery_nb.report import averages, chen_table, chosen, finding, gaps, paper_table, rank_correlation, render, rewinding, ticket_runs, transfer_matrix, verdict, worlds
+from lottery_nb.report import finding, render, verdict
 from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import finish, open_run, read_result
+from lottery_nb.tables import averages, chen_table, chosen, gaps, paper_table, rank_correlation, rewinding, ticket_runs, transfer_matrix, worlds
 from lottery_nb.tickets import Ticket
 
 LOSS = {"dense": 0, "imp": .01, "standard": .02, "tamt-mlm": .002, "tamt-kd": .005, "omp": .1, "random": .5}   # of score, per unit of sparsity
@@ -120,7 +121,7 @@ def test_table_2_by_brute_force(runs, criterion):
 
 
 def test_table_6_uses_the_other_metric(runs):
-    both = report.both_metrics(runs)
+    both = tables.both_metrics(runs)
     assert list(both) == ["MRPC, F1", "MRPC, Accuracy"]
     assert both["MRPC, Accuracy"]["full", "mean"] - both["MRPC, F1"]["full", "mean"] == pytest.approx(10)
 
@@ -138,7 +139,7 @@ def test_transfer_matrix_agrees_with_compare(runs):
 
 def test_own_winning_sparsity_takes_each_source_at_its_own(runs):
     levels = chen_table(runs).loc[("sparsity", "%")].dropna() / 100
-    rows = report.transfer_runs(runs, None)
+    rows = tables.transfer_runs(runs, None)
     assert {source: set(group.asked_sparsity) for source, group in rows.groupby("source")} == {source: {s} for source, s in levels.items()}
 
 
@@ -181,7 +182,7 @@ def test_verdict_on_the_papers_own_numbers_is_full_agreement():
     assert "nothing of ours for MNLI" in verdict(row.iloc[1:], row)
 
 
-@pytest.mark.parametrize("paper", report.PAPERS)
+@pytest.mark.parametrize("paper", tables.PAPERS)
 def test_reports_are_shipped_with_one_parameters_cell(paper):
     assert report.report_path(paper).read_text().count('"parameters"') == 1
 
@@ -219,7 +220,7 @@ def test_a_report_of_a_partial_study(paper, folder, tmp_path):
     assert "micro lacks" in text_of(page)
 
 
-@pytest.mark.parametrize("paper", report.PAPERS)
+@pytest.mark.parametrize("paper", tables.PAPERS)
 def test_a_report_without_runs_shows_the_papers_side(paper, tmp_path):
     (tmp_path/"runs").mkdir()
     assert "only the paper's side is shown" in text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
@@ -248,7 +249,7 @@ def test_smaller_training_sets_are_no_plain_runs(runs, tmp_path):
     both = worlds(tmp_path/"both.csv")["micro"]
     assert both.whole.sum() == len(runs)
     pd.testing.assert_frame_equal(chen_table(both), chen_table(runs), check_index_type=False)
-    assert len(report.agnostic(both, ("whole",))) > len(report.agnostic(both))
+    assert len(tables.agnostic(both, ("whole",))) > len(tables.agnostic(both))
 
 
 def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
@@ -261,5 +262,5 @@ def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
 
 
 def test_what_a_mean_would_mix_is_named(runs):
-    assert report.mixed(runs) == []
-    assert report.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
+    assert tables.mixed(runs) == []
+    assert tables.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
