@@ -7,7 +7,7 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH',
            'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs', 'ticket_runs', 'largest', 'worlds',
            'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table', 'with_metric', 'both_metrics',
            'transfer_runs', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic', 'averages', 'rank_correlation',
-           'gate_runs', 'published_survival', 'our_survival', 'plus_minus', 'place_name', 'ticket_masks']
+           'gate_runs', 'published_survival', 'our_survival', 'plus_minus', 'place_name', 'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
@@ -390,3 +390,14 @@ def ticket_masks(
         name = " ".join(place_name(run[field]) for field in label if pd.notna(run[field]))
         if name not in found and run.folder and (Path(run.folder)/"ticket").is_dir(): found[name] = Ticket.load(Path(run.folder)/"ticket").mask
     return found
+
+# %% ../nbs/51_tables.ipynb #485ea3b9
+def walked(
+    runs: pd.DataFrame,   # ticket runs of one model and sparsity, from `agnostic`
+) -> pd.DataFrame:        # the trained ones whose mask is here: `distance` (1 − Jaccard) from the one-shot mask, `at` (steps)
+    "How far masks have moved from the one-shot mask (Liu et al. 2022, Figure 8)"
+    trained = runs[runs.method.isin(TRAINED) & runs.mask_seed.isin(runs.mask_seed[runs.mask_at.notna()])]
+    masks = ticket_masks(runs, ("id",))
+    start = masks.get(next(iter(runs.id[runs.method == "omp"]), None))
+    here = trained[trained.id.isin(masks)] if start else trained[:0]
+    return here.assign(distance=[1 - masks[name].jaccard(start) for name in here.id], at=here.mask_at.fillna(here.mask_steps))
