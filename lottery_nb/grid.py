@@ -116,7 +116,6 @@ def check_point(
     for winner, loser in (("max_steps", "epochs"), ("round_steps", "round_epochs")):
         if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} contradict each other: give one of them")
     if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} contradict each other: the full model has sparsity 0")
-    if given.get("method") == "standard" and given.get("rewind"): raise BadInput(f"method standard and rewind {given['rewind']} contradict each other: standard pruning does not rewind")
 
 # %% ../nbs/02_grid.ipynb #fe282c09
 def where(

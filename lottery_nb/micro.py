@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from .files import atomic, one_of, short_hash, stage, write_json
-from .language import LABELLED, SPECIALS, Document, Draw, _echo, documents, lexicon, micro_tokenizer, micro_vocab, reserved
+from .language import LABELLED, SPECIALS, Document, Draw, echo, documents, lexicon, micro_tokenizer, micro_vocab, reserved
 from .spec import WORLD
 
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
@@ -74,7 +74,7 @@ def lessons(
 ) -> list[Document]:     # echoes, then the corpus; label -100 where a kind of document has none to learn
     "The documents of a pre-training in their order"
     draw, lex, count = Draw(f"echoes {recipe['seed']}"), lexicon(), recipe["steps"] * recipe["batch"]
-    echoes = [document for _ in range(min(count, recipe["echoes"])) if not reserved(*(document := _echo(lex, draw))[:2])]
+    echoes = [document for _ in range(min(count, recipe["echoes"])) if not reserved(*(document := echo(lex, draw))[:2])]
     mixed = islice(documents(recipe["seed"]), count - len(echoes))
     return echoes + [d if kind in LABELLED else d._replace(label=-100) for kind, d in mixed]
 

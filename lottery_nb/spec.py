@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['GLUE_TASKS', 'TASKS', 'PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'CHOICES',
-           'SPECS', 'training_defaults', 'is_micro', 'architecture_of', 'task_name', 'RunSpec', 'check_types', 'within',
-           'slugged', 'source_names', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec',
-           'make_spec', 'spec_from', 'parse_value', 'read_bool']
+           'EVERY', 'CHAIN', 'TRAINED', 'READS', 'SPECS', 'training_defaults', 'is_micro', 'architecture_of',
+           'task_name', 'RunSpec', 'check_types', 'within', 'slugged', 'source_names', 'load_plugins', 'known_method',
+           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'spec_from',
+           'parse_value', 'read_bool']
 
 # %% ../nbs/01_spec.ipynb #abfa586b
+import os
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from runpy import run_path
 from typing import Any, get_type_hints
 
 from .files import BadInput, one_of, short_hash
@@ -72,7 +77,6 @@ def _plain(task: str) -> str:
 # %% ../nbs/01_spec.ipynb #7028a8ad
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
 CHOICES = dict(
-    method=("dense", "random", "omp", "imp", "standard", "tamt-mlm", "tamt-kd", "tamt-mlm+kd", "tamt-attention"),
     mask_rank=("signed", "absolute"), mask_init=("omp", "random"), mask_decoder=("input", "both"), mask_teacher=("eval", "train"), mask_padding=("out", "in"),
     pool=POOLS, scope=("global", "matrix"), schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
@@ -176,6 +180,35 @@ def source_names(
     if len(set(names)) < len(names): raise BadInput(f"source {source!r} names a task twice")
     return names
 
+# %% ../nbs/01_spec.ipynb #ed095c4d
+EVERY = ("method", "sparsity", "pool", "start", "keep_model", "mask_max_length", "mask_decoder")
+CHAIN = ("scope", "source", "source_train", "mask_seed", "schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head")
+TRAINED = ("scope", "source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
+           "mask_refresh", "mask_rank", "mask_init", "mask_padding")
+READS = {"dense": (), "random": ("scope", "mask_seed"), "omp": ("scope",), "imp": CHAIN + ("rewind",), "standard": CHAIN,
+         "tamt-mlm": TRAINED, "tamt-kd": TRAINED + ("mask_teacher",), "tamt-mlm+kd": TRAINED + ("mask_teacher",), "tamt-attention": TRAINED + ("mask_teacher",)}
+
+# %% ../nbs/01_spec.ipynb #19c444de
+@lru_cache
+def load_plugins(
+    names: str,      # modules or .py files, commas between them: LOTTERY_NB_PLUGINS
+) -> tuple[str, ...]:   # what was imported
+    "Import what adds methods of the user's own"
+    found = tuple(name.strip() for name in names.split(",") if name.strip())
+    for name in found:
+        if name.endswith(".py") and not Path(name).is_file(): raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which does not exist")
+        try: run_path(name) if name.endswith(".py") else import_module(name)
+        except ImportError as error: raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which cannot be imported: {error}") from None
+    return found
+
+# %% ../nbs/01_spec.ipynb #5a38d733
+def known_method(
+    method: str,   # what the spec asks for
+) -> str:          # the same, when there is such a method
+    "Check the name of a method; one that is not known may come from a plugin"
+    if method not in READS: load_plugins(os.environ.get("LOTTERY_NB_PLUGINS", ""))
+    return one_of("method", method, READS)
+
 # %% ../nbs/01_spec.ipynb #4c36f244
 def mask_defaults(
     method: str,       # a method of mask training: tamt-mlm, tamt-kd, ...
@@ -223,6 +256,7 @@ class TicketSpec(RunSpec):
     template = "ticket"
 
     def __post_init__(self):
+        known_method(self.method)
         if self.method == "dense": object.__setattr__(self, "sparsity", 0.0)
         for name, value in (mask_defaults(self.method, self.sparsity, self.model) if self.trains_mask else {}).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
@@ -232,6 +266,7 @@ class TicketSpec(RunSpec):
     def check(self):
         "Refuse values outside their range"
         super().check()
+        self.check_reads()
         if not 0 <= self.sparsity < 1: raise BadInput(f"sparsity must be in [0, 1), got {self.sparsity}")
         if not 0 < self.step < 1: raise BadInput(f"step must be in (0, 1), got {self.step}")
         if self.rewind is not None and not 0 <= self.rewind < 1: raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
@@ -244,6 +279,14 @@ class TicketSpec(RunSpec):
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
         if len(source_names(self.source)) > 1: self.check_joint()
         if self.trains_mask: self.check_mask()
+
+    def check_reads(self):
+        "Refuse fields that mean nothing to the method"
+        own = {field.name: field.default for field in fields(TicketSpec)[len(fields(RunSpec)):]}
+        for name, usual in own.items():
+            if name not in EVERY + READS[self.method] and getattr(self, name) != usual:
+                alone = ", ".join(READS[self.method]) or "none"
+                raise BadInput(f"method {self.method} does not read {name}, got {getattr(self, name)!r}: leave it out (its own fields: {alone})")
 
     def check_joint(self):
         "Refuse what pruning on several tasks does not define"

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Spec', 'fine_tuned', 'judge', 'rule_score', 'dev_batches', 'measures', 'steps_table', 'mlp_ratio', 'search',
            'search_steps', 'found_gates', 'first_importance', 'compared_gates', 'retraining', 'retrain_gates',
-           'outcomes', 'baseline', 'comparison', 'gates_result', 'gates_ticket']
+           'outcomes', 'baseline', 'comparison', 'gates_result', 'gates_ticket', 'retrained_thrice', 'gates_pieces']
 
 # %% ../nbs/36_structured.ipynb #715905b7
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import dense, materials, target_spec, theta0, train_into
+from .baseline import Piece, dense, dense_piece, length_of, materials, target_spec, theta0, train_into
 from .files import atomic, one_of, read_json, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
 from .models import start_weights
@@ -185,7 +185,7 @@ def outcomes(
     sizes: dict[str, float],    # kind → share of the pool kept
 ) -> pd.DataFrame:              # one row per kind: size, pruned, retrained (the task's primary metric)
     "The bars of Figure 2 (Prasanna et al. 2020)"
-    metric = materials(target_spec(spec))[0].metric
+    metric = materials(target_spec(spec)).task.metric
     rows = {kind: [sizes[kind], *(read_json(folder/name)[metric] for name in ("pruned.json", "scores.json"))] for kind, folder in folders.items()}
     return pd.DataFrame(rows, index=["size", "pruned", "retrained"]).T
 
@@ -207,7 +207,7 @@ def comparison(
     root: str | Path | None = None,   # folder of all runs
 ) -> dict:                            # values of `store.finish`
     "What a run of s-pruning or m-pruning reports: the good subnetwork's scores, and six numbers beside the full model's"
-    table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec))[0].metric
+    table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec)).task.metric
     full, good = read_json(dense(spec, root)/"scores.json"), read_json(folders["good"]/"scores.json")
     flat = {f"{kind}_{name}": float(value) for kind, row in table.iterrows() for name, value in row.items()}
     return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template], "metric": metric, "score": good[metric],
@@ -237,3 +237,20 @@ def gates_ticket(
     mask = gates_mask(model, gates)
     about = dict(method="s-pruning", pool="encoder", source=spec.task, seed=spec.seed, prune=spec.prune, threshold=spec.threshold, super_seeds=spec.super_seeds)
     return Ticket(mask, provenance_of(model, mask, model=spec.model, **about, gates=gates.to_json()))
+
+# %% ../nbs/36_structured.ipynb #baec7fec
+def retrained_thrice(
+    spec: Spec,          # a run of s- or m-pruning
+    training: RunSpec,   # of its subnetworks
+) -> Iterator[Piece]:    # the full model, then good, random and bad
+    "The trainings that both kinds of pruning take"
+    yield dense_piece(spec)
+    for kind in ("good", "random", "bad"): yield Piece("retraining", f"{spec.id}-{kind}", training, length_of(training))
+
+# %% ../nbs/36_structured.ipynb #abaaa6e6
+def gates_pieces(
+    spec: StructuredSpec,   # a run
+) -> Iterator[Piece]:       # its trainings
+    "The trainings of a `structured` run; super-survivors need the full models of all seeds"
+    for seed in range(spec.super_seeds): yield dense_piece(replace(spec, seed=seed))
+    yield from retrained_thrice(spec, retraining(spec))

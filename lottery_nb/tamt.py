@@ -7,8 +7,8 @@ __all__ = ['TERMS', 'MASK_CHOICES', 'EVALUATION_TOKENS', 'Cut', 'binarise', 'exa
            'initial_scores', 'straight_through', 'masked_linear', 'masked_embedding', 'masked_forward', 'block_ids',
            'token_marks', 'draw_batch', 'mlm_term', 'kd_term', 'attention_term', 'objective_terms', 'MaskSettings',
            'paper_settings', 'mlm_head', 'head_parameters', 'last_layer_at', 'objective_losses', 'MaskTraining',
-           'TrainedMasks', 'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'trained_masks',
-           'ticket_for', 'pretraining_losses']
+           'TrainedMasks', 'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'training_fields',
+           'trained_masks', 'find_trained', 'mask_pieces', 'pretraining_losses']
 
 # %% ../nbs/33_tamt.ipynb #1986e0ed
 import hashlib
@@ -32,14 +32,14 @@ from torch.func import functional_call
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from .baseline import materials, target_spec, theta0
-from .files import BadInput, atomic, one_of, read_json, stage, write_json
+from .baseline import Piece, is_local, materials, target_spec, theta0
+from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
 from .masks import Mask
-from .methods import find_ticket
+from .micro import micro_config
 from .models import check_length, load_config, load_model
 from .scores import magnitude, random
 from .select import kept_count, topk_mask
-from .spec import RunSpec, TicketSpec, is_micro, mask_defaults, slugged, training_defaults
+from .spec import RunSpec, TicketSpec, architecture_of, is_micro, mask_defaults, slugged, training_defaults
 from .store import stage_folder
 from .tasks import fixed_masks, get_task
 from .tickets import Ticket, provenance_of, read_mask, write_mask
@@ -697,7 +697,7 @@ def text_spec(
 # %% ../nbs/33_tamt.ipynb #0580461d
 def _positions(model: str) -> int:
     "How many tokens a model can read at once; RoBERTa's first rows are never used"
-    config = load_config(model, get_task("mlm"))
+    config = micro_config(architecture_of(model)) if is_micro(model) else load_config(model, get_task("mlm"))
     return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
 
 # %% ../nbs/33_tamt.ipynb #d3dd781e
@@ -714,6 +714,14 @@ def mask_settings(
         objective=spec.method.removeprefix("tamt-"), sparsity=spec.sparsity, pool=spec.pool, scope=spec.scope,
         save_at=tuple(spec.saved_steps), seed=seed, **same)
 
+# %% ../nbs/33_tamt.ipynb #3c009a0a
+def training_fields(
+    spec: TicketSpec,   # a ticket run whose method is one of mask training
+    source: RunSpec,    # of `text_spec`
+) -> dict:              # field → value
+    "Everything that a mask training depends on: the key of its stage"
+    return source.differing() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
+
 # %% ../nbs/33_tamt.ipynb #7c486ed1
 def trained_masks(
     spec: TicketSpec,                # a ticket run whose method is one of mask training
@@ -724,20 +732,17 @@ def trained_masks(
     source = text_spec(spec, settings.steps * settings.batch_size)
     task, data, tokenizer = materials(source)
     model = load_model(source.model, task, source.seed, spec.dropout)
-    key = source.differing() | asdict(settings) | dict(dropout=spec.dropout)
     check_length(model, source.max_length)
-    folder = stage_folder(f"tamt-{slugged(settings.objective)}-s{100 * spec.sparsity:g}-r{settings.seed}", key, root)
+    folder = stage_folder(f"tamt-{slugged(settings.objective)}-s{100 * spec.sparsity:g}-r{settings.seed}", training_fields(spec, source), root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return train_mask(model.to(device), encoded(source, task, data, tokenizer, "train"), tokenizer, settings, folder)
 
 # %% ../nbs/33_tamt.ipynb #9c730e04
-def ticket_for(
-    spec: TicketSpec,                # a ticket run of any method
+def find_trained(
+    spec: TicketSpec,                # a ticket run whose method is one of mask training, sparsity above 0
     root: str | Path | None = None,  # folder of all runs
 ) -> Ticket:                         # its ticket
-    "Find the ticket that a spec asks for: by magnitude, at random, or by mask training"
-    if spec.mask_seed is not None: spec = replace(spec, seed=spec.mask_seed, mask_seed=None)
-    if not spec.trains_mask or spec.sparsity == 0: return find_ticket(spec, root)
+    "The ticket of a mask training (Liu et al. 2022, section 3.4)"
     model = theta0(target_spec(spec))
     mask = _with_pooler(trained_masks(spec, root).masks[spec.mask_at or spec.mask_steps], model, spec)
     about = {name: getattr(spec, name) for name in ("method", "pool", "scope", "seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_refresh", "mask_init", "mask_decoder")}
@@ -748,6 +753,17 @@ def _with_pooler(mask: Mask, model: nn.Module, spec: TicketSpec) -> Mask:
     wanted = prunable(model, spec.pool)
     left = {name: weight for name, weight in wanted.items() if name not in mask}
     return Mask(dict(mask) | dict(start_mask(left, spec.sparsity, spec.mask_init, "matrix", spec.seed) if left else {}))
+
+# %% ../nbs/33_tamt.ipynb #f8f16aad
+def mask_pieces(
+    spec: TicketSpec,        # a ticket run whose method is one of mask training
+) -> Iterator[Piece]:        # the training of its mask; its steps are MLM steps, and timed as such
+    "The trainings that a trained mask takes"
+    settings = mask_settings(spec)
+    known = spec if is_local(spec.model) else replace(spec, mask_max_length=spec.mask_max_length or training_defaults("mlm", spec.model)["max_length"])
+    text = text_spec(known, settings.steps * settings.batch_size)
+    timed = replace(text, batch_size=settings.batch_size, max_train=None, max_eval=None)
+    yield Piece("mask training", short_hash(training_fields(spec, text), 16), timed, settings.steps)
 
 # %% ../nbs/33_tamt.ipynb #f41d0dd2
 def pretraining_losses(

@@ -430,11 +430,11 @@ def read_micro(
     spec: RunSpec,         # for mlm's limits
 ) -> dict[str, Dataset]:   # train and the evaluation splits
     "A task of the micro world (world seed 0, whatever the seed of the run)"
-    from lottery_nb import micro
+    from lottery_nb.language import corpus, micro_task
     if task.kind == "mlm":
-        documents = {split: micro.corpus(f"0 {split}", count) for split, count in (("train", 10_000), ("dev", 1000))}
+        documents = {split: corpus(f"0 {split}", count) for split, count in (("train", 10_000), ("dev", 1000))}
         return {split: Dataset.from_list([{"text": row["text"], "text_pair": row["text_pair"]} for row in rows]) for split, rows in documents.items()}
-    return {split: normalise(task, rows, f"micro world, {task.name} {split}") for split, rows in micro.micro_task(task.name).items()}
+    return {split: normalise(task, rows, f"micro world, {task.name} {split}") for split, rows in micro_task(task.name).items()}
 
 # %% ../nbs/22_tasks.ipynb #034577e8
 HUB = {"squad": ("rajpurkar/squad",)} | {name: ("nyu-mll/glue", name) for name in GLUE_TASKS}

@@ -347,7 +347,7 @@ def finetune(
         callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
-    return Training(history(trainer), length, folder/"snapshot.safetensors" if snapshot_at else None)
+    return Training(history(trainer), trainer.state.global_step, folder/"snapshot.safetensors" if snapshot_at else None)
 
 # %% ../nbs/24_training.ipynb #c8702ff0
 def outputs(

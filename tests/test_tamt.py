@@ -22,9 +22,11 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, RobertaConf
 import lottery_nb.tamt as tamt_module
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
+from lottery_nb.methods import find_ticket
 from lottery_nb.spec import TicketSpec
-from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters, initial_scores,
-                             kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses, pretraining_losses, start_mask, ticket_for, token_marks, train_mask)
+from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters,
+                             initial_scores, kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses,
+                             pretraining_losses, start_mask, token_marks, train_mask)
 from lottery_nb.tasks import fixed_masks
 from lottery_nb.weights import prunable
 
@@ -478,7 +480,7 @@ def test_text_that_is_none(content, message, tiny_model, tiny_data, tmp_path, ca
 def test_the_losses_of_a_mask_are_measured_once_for_all_who_retrain_it(tiny_model, tiny_data, tmp_path, monkeypatch):
     (tmp_path/"text.txt").write_text("the film was good the meal was fine\n" * 80)
     spec = TicketSpec(task=str(tiny_data), model=str(tiny_model), text=str(tmp_path/"text.txt"), method="omp", sparsity=.5, mask_max_length=16)
-    ticket, calls, original = ticket_for(spec, tmp_path/"runs"), [], tamt_module.mask_losses
+    ticket, calls, original = find_ticket(spec, tmp_path/"runs"), [], tamt_module.mask_losses
 
     def counted(*args, **options):
         calls.append(1)
@@ -487,5 +489,5 @@ def test_the_losses_of_a_mask_are_measured_once_for_all_who_retrain_it(tiny_mode
     monkeypatch.setattr(tamt_module, "mask_losses", counted)
     losses = [pretraining_losses(replace(spec, seed=seed), ticket, tmp_path/"runs") for seed in range(3)]
     assert losses[0] == losses[1] == losses[2] and len(calls) == 1
-    other = ticket_for(replace(spec, sparsity=.7), tmp_path/"runs")
+    other = find_ticket(replace(spec, sparsity=.7), tmp_path/"runs")
     assert pretraining_losses(spec, other, tmp_path/"runs") != losses[0] and len(calls) == 2
