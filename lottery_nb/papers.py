@@ -35,7 +35,7 @@ from .patterns import CLASSES
 from .report import Section, beside, finding
 from .store import read_result, runs_root
 from .structured import first_importance
-from .tables import (CONTROLS, TRAINED, agnostic, averages, both_metrics, by_task, chen_table, chosen, gaps, gate_runs, mixed,
+from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen, gaps, gate_runs, mixed,
                                our_survival, paper_table, plus_minus, published_survival, rank_correlation, rewinding, source_table, ticket_masks,
                                transfer_matrix, transfer_runs, walked, worlds)
 
@@ -345,7 +345,7 @@ def average_scores(
 
 def _methods_said(model, table):
     pairs = [(method, "random") for method in table.index if method != "random"]
-    pairs += [(method, base) for method in TRAINED for base in ("imp", "omp") if {method, base} <= set(table.index)]
+    pairs += [(method, base) for method in MASK_METHODS for base in ("imp", "omp") if {method, base} <= set(table.index)]
     if {"imp", "omp"} <= set(table.index): pairs.append(("imp", "omp"))
     none = pd.Series(dtype=float)
     gains = {pair: table.loc[pair[0]] - table.loc[pair[1]] if pair[1] in table.index else none for pair in pairs}
@@ -410,7 +410,7 @@ def along_training(
 
 def _reached_said(level, model, along, times):
     "Draw the scores along mask training; when each method reaches IMP's"
-    at = averages(along[along.method.isin(["imp", *TRAINED])]).assign(task="average", metric="average score")
+    at = averages(along[along.method.isin(["imp", *MASK_METHODS])]).assign(task="average", metric="average score")
     step_curve(at, "average").set_title(f"{model}, {level}")
     imp, omp = at[at.method == "imp"].score.mean(), averages(along[along.method == "omp"]).score.mean()
     said = []
@@ -426,7 +426,7 @@ def _reached_said(level, model, along, times):
 
 def _starts_said(model, rows):
     "Whether an OMP start beats a random one; nothing without random starts"
-    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(TRAINED)].assign(mask_init=lambda r: r.mask_init.fillna("omp"))
+    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(MASK_METHODS)].assign(mask_init=lambda r: r.mask_init.fillna("omp"))
     means = starts.groupby(["task", "method", "asked_sparsity", "mask_init"]).score.mean().unstack("mask_init").reindex(columns=["omp", "random"])
     gain = (100*means["omp"] - 100*means["random"]).dropna()
     return [f"{model}, {finding('an OMP start beats a random start', gain)}"] if len(gain) else []
@@ -477,7 +477,7 @@ def fewer_examples(
     sizes = {model: 100 * rows.groupby(["task", "asked_sparsity", "method", "max_train"]).score.mean().unstack("max_train").rename(columns="{:g} examples".format)
              for model, rows in few.items() if rows.max_train.nunique() > 1}
     wide = {model: table.stack().unstack("method") for model, table in sizes.items()}
-    said = [f"{model}, with fewer examples, {finding(f'{method} above imp', table[method] - table['imp'])}" for model, table in wide.items() for method in TRAINED if {method, "imp"} <= set(table)]
+    said = [f"{model}, with fewer examples, {finding(f'{method} above imp', table[method] - table['imp'])}" for model, table in wide.items() for method in MASK_METHODS if {method, "imp"} <= set(table)]
     return Section({"Mean score in percent": pd.concat(sizes).round(1) if sizes else "no runs of several training set sizes"}, said)
 
 # %% ../nbs/54_papers.ipynb #50b102b6
