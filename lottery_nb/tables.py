@@ -287,7 +287,7 @@ def source_table(
 ) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score in percent
     "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
     rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity, sparsity) & r.task.ne("mlm")]
-    few = rows.source_train.astype(float).map(", {:g} examples".format).mask(rows.source_whole, "")
+    few = rows.source_train.astype(float).map(", {:g} examples".format).astype(object).mask(rows.source_whole, "")
     names = rows.source.mask(rows.own, "own task").mask(rows.source.eq("mlm+" + rows.task), "mlm+own task")
     return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm", "mlm+own task"])].pivot_table("score", "source", "task")
 

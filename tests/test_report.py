@@ -264,3 +264,7 @@ def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
 def test_what_a_mean_would_mix_is_named(runs):
     assert tables.mixed(runs) == []
     assert tables.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
+
+
+def test_a_model_without_imp_has_no_sources(runs):
+    assert len(tables.source_table(runs[runs.method != "imp"])) == 0
