@@ -328,16 +328,17 @@ def agreement_command(
 # %% ../nbs/62_cli.ipynb #72ecf27d
 @app.command("report")
 def report_command(
-    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
     second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default LOTTERY_NB_PUBLISHED.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "")
+    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 

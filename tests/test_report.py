@@ -1,4 +1,5 @@
 """Reports: tables from run folders, sentences from numbers, and pages from notebooks."""
+import itertools
 import shutil
 
 import nbformat
@@ -10,13 +11,15 @@ from nbformat import v4
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import report, tables
+from lottery_nb import papers, report, tables
+from lottery_nb.cli import main
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.gates import Gates
 from lottery_nb.masks import Mask
+from lottery_nb.patterns import CLASSES
 from lottery_nb.report import finding, render, verdict
-from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
+from lottery_nb.spec import AttentionSpec, MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import finish, open_run, read_result
 from lottery_nb.tables import averages, chen_table, chosen, gaps, paper_table, rank_correlation, rewinding, ticket_runs, transfer_matrix, worlds
 from lottery_nb.tickets import Ticket
@@ -182,7 +185,7 @@ def test_verdict_on_the_papers_own_numbers_is_full_agreement():
     assert "nothing of ours for MNLI" in verdict(row.iloc[1:], row)
 
 
-@pytest.mark.parametrize("paper", tables.PAPERS)
+@pytest.mark.parametrize("paper", report.REPORTS)
 def test_reports_are_shipped_with_one_parameters_cell(paper):
     assert report.report_path(paper).read_text().count('"parameters"') == 1
 
@@ -209,6 +212,29 @@ def test_a_report_of_gates(gates_folder, tmp_path):
                      "m-pruning, earlier layers get pruned more: holds, everywhere; 12.5 points"): assert sentence in said
 
 
+def attention_run(root, task):
+    "One attention run: a tenth of the maps is heterogeneous, of the surviving heads two"
+    shares = lambda heads: {name: float(share) for name, share in zip(CLASSES, (.3, .3, .2, .2 - (.2 if heads == "surviving" else .1), .2 if heads == "surviving" else .1))}
+    places = itertools.product(("all", "surviving"), ("pre-trained", "fine-tuned"), ("raw", "norm"))
+    finish(open_run(AttentionSpec(task=task), root), task=task, texts=9, shares={" ".join(place): shares(place[0]) for place in places},
+           correlations={"raw": dict(pearson=.5, low=-.4, high=.4, p=.01), "norm": dict(pearson=None, low=None, high=None, p=None)})
+
+
+def test_a_report_of_attention(tmp_path, capsys):
+    "With the paper's shares beside, through the command line"
+    for task in ("sst2", "mrpc"): attention_run(tmp_path/"runs", task)
+    printed = {"vertical": .2, "diagonal": .2, "mix": .2, "block": .2, "other": .2}
+    write_json(tmp_path/"authors"/"attention_pattern_shares.json", {setting: {"QNLI": {"attention": printed, "weight normed": printed}} for setting in papers.SETTINGS})
+    assert main(["report", "attention", "--runs", str(tmp_path/"runs"), "--published", str(tmp_path/"authors")]) == 0
+    said = text_of(tmp_path/"runs"/"attention.html")
+    for sentence in ("micro: mrpc, sst2", "+10.0 (2 of 2 tasks rise)", "the paper's BERT-base", "2 of 2 correlations lie outside what chance gives"): assert sentence in said
+
+
+def test_attention_needs_run_folders(tmp_path):
+    (tmp_path/"table.csv").write_text("id\n")
+    with pytest.raises(BadInput, match="must be a folder"): papers.page_attention(str(tmp_path/"table.csv"))
+
+
 @pytest.mark.parametrize("paper", SENTENCES)
 def test_a_report_of_a_partial_study(paper, folder, tmp_path):
     "A third of the runs, the full models not among them, and a half-written one"
@@ -220,10 +246,11 @@ def test_a_report_of_a_partial_study(paper, folder, tmp_path):
     assert "micro lacks" in text_of(page)
 
 
-@pytest.mark.parametrize("paper", tables.PAPERS)
+@pytest.mark.parametrize("paper", report.REPORTS)
 def test_a_report_without_runs_shows_the_papers_side(paper, tmp_path):
     (tmp_path/"runs").mkdir()
-    assert "only the paper's side is shown" in text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
+    said = text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
+    assert "only the paper's side is shown" in said and "lottery-nb sweep grids/" in said
 
 
 @pytest.mark.parametrize("error, kind", [("BadInput", BadInput), ("ZeroDivisionError", PapermillExecutionError)])
@@ -231,7 +258,7 @@ def test_a_report_that_fails_leaves_no_page(error, kind, tmp_path, monkeypatch):
     cells = [v4.new_code_cell('runs: str = ""', metadata={"tags": ["parameters"]}), v4.new_code_cell(f"from lottery_nb.files import BadInput\nraise {error}('of result x')")]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"chen_2020.ipynb")
-    monkeypatch.setattr(report, "report_path", lambda paper: tmp_path/f"{paper}.ipynb")
+    monkeypatch.setattr(report, "report_path", lambda page: tmp_path/f"{page}.ipynb")
     with pytest.raises(kind, match="of result x"): render("chen_2020", tmp_path, tmp_path/"report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["chen_2020.ipynb"]
 
