@@ -298,10 +298,11 @@ MASK_METHODS = tuple(method for method, names in READS.items() if "mask_steps" i
 def agnostic(
     runs: pd.DataFrame,             # ticket runs of one model
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
-) -> pd.DataFrame:                  # those whose mask knows no downstream task: IMP on MLM, one-shot, random and trained masks, at any step and start
+) -> pd.DataFrame:                  # those whose mask knows no downstream task: found on MLM (as IMP there), one-shot, random and trained masks, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
     rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
-    return rows[rows.method.isin(["omp", "random", *MASK_METHODS]) | rows.method.eq("imp") & rows.source.eq("mlm")]
+    taskless = {method for method, names in READS.items() if "source" not in names} | set(MASK_METHODS)
+    return rows[(rows.method.isin(taskless) | rows.source.eq("mlm")) & ~rows.method.isin(["dense", "standard"])]
 
 # %% ../nbs/51_tables.ipynb #763b21c1
 def averages(

@@ -2,6 +2,7 @@
 import itertools
 import shutil
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -11,15 +12,16 @@ from nbformat import v4
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import papers, report, tables
+from lottery_nb import figures, papers, report, tables
 from lottery_nb.cli import main
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.gates import Gates
 from lottery_nb.masks import Mask
+from lottery_nb.methods import METHODS
 from lottery_nb.patterns import CLASSES
 from lottery_nb.report import finding, render, verdict
-from lottery_nb.spec import AttentionSpec, MagnitudeSpec, StructuredSpec, TicketSpec
+from lottery_nb.spec import READS, AttentionSpec, MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import finish, open_run, read_result
 from lottery_nb.tables import averages, chen_table, chosen, gaps, paper_table, rank_correlation, rewinding, ticket_runs, transfer_matrix, worlds
 from lottery_nb.tickets import Ticket
@@ -295,3 +297,17 @@ def test_what_a_mean_would_mix_is_named(runs):
 
 def test_a_model_without_imp_has_no_sources(runs):
     assert len(tables.source_table(runs[runs.method != "imp"])) == 0
+
+
+def test_a_made_up_method_is_known_everywhere(runs, monkeypatch):
+    "Summary, curves and both papers' pages, once it has a row; and by its name alone where results come from elsewhere"
+    both = pd.concat([runs, runs[runs.method == "omp"].assign(method="made-up")], ignore_index=True)
+    assert "made-up" in set(tables.summary_table(both).method)
+    papers.all_sparsities({"micro": both})
+    assert "made-up" in [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert not any("made-up" in line for line in papers.average_scores({"micro": both}).said)
+    monkeypatch.setitem(METHODS, "made-up", METHODS["omp"]._replace(colour="#123456"))
+    monkeypatch.setitem(READS, "made-up", ("scope",))
+    assert "micro, average score, made-up above random: holds, everywhere" in "\n".join(papers.average_scores({"micro": both}).said)
+    assert figures.colour_of("made-up") == "#123456"
+    plt.close("all")
