@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
            'materials', 'theta0', 'restore_weights', 'train_once', 'train_into', 'whole_length', 'dense',
-           'training_history', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local', 'tokenizer_here',
-           'length_of', 'Piece', 'dense_piece']
+           'training_history', 'beside_guess', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local',
+           'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import os
@@ -22,12 +22,14 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .datafiles import data_root
 from .files import atomic, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
-from .spec import TASKS, RunSpec, TicketSpec, architecture_of, is_micro, slugged, source_names, training_defaults
+from .names import TASKS, architecture_of, is_micro, source_names
+from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, data_root, encode, get_task, load_data
+from .tasks import Task, encode, load_data, majority, references, task_of
 from .training import Training, encoded, evaluate, finetune, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -35,7 +37,7 @@ def target_spec(
     spec: TicketSpec,   # a ticket run
 ) -> RunSpec:           # only the fields that its training on the target task depends on
     "The training on the target task"
-    return RunSpec(**{field.name: getattr(spec, field.name) for field in fields(RunSpec)})
+    return RunSpec(**{field.name: getattr(spec, field.name) for field in fields(RunSpec)} | table_fields(spec, spec.task))
 
 # %% ../nbs/31_baseline.ipynb #7aa620b2
 def source_spec(
@@ -49,7 +51,7 @@ def source_spec(
     usual = training_defaults(spec.task, spec.model)
     chosen = {k: v for k, v in asdict(target).items() if k not in usual or v != usual[k]}
     if "mlm" in (spec.task, name): del chosen["max_train"]
-    return RunSpec(**(chosen | few | {"task": name}))
+    return RunSpec(**(chosen | few | {"task": name} | table_fields(spec, name)))
 
 # %% ../nbs/31_baseline.ipynb #8e65c229
 def source_specs(
@@ -72,7 +74,7 @@ def materials(
 ) -> Materials:      # task, splits, tokenizer
     "What a training reads, kept for the next training that needs the same"
     data = load_data(spec)
-    return Materials(get_task(spec.task, spec.columns), data, load_tokenizer(spec.model))
+    return Materials(task_of(spec), data, load_tokenizer(spec.model))
 
 # %% ../nbs/31_baseline.ipynb #6f1d6ed9
 def theta0(
@@ -105,11 +107,11 @@ def train_once(
     model: PreTrainedModel,            # ends with the trained weights
     run: Callable[[Path], Training],   # trains the model; given a folder for its checkpoints
 ):
-    "Train unless it is trained already: leaves model.safetensors, history.parquet, training.json (its steps) and the snapshot"
+    "Train unless it is trained already: leaves model.safetensors, history.parquet, steps.json (how many it took) and the snapshot"
     if not (folder/WEIGHTS).exists():
         training = run(folder/"checkpoints")
         with atomic(folder/"history.parquet") as temp: training.history.to_parquet(temp)
-        write_json(folder/"training.json", {"steps": training.steps})
+        write_json(folder/"steps.json", {"steps": training.steps})
         if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
         save_weights(model, folder/WEIGHTS)
     shutil.rmtree(folder/"checkpoints", ignore_errors=True)
@@ -142,7 +144,7 @@ def dense(
 ) -> Path:                            # stage folder: model.safetensors, scores.json, history.parquet
     "Train the full model (Chen et al. 2020, Table 2: full BERT)"
     target = target_spec(spec)
-    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.differing(), root)
+    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.identity(), root)
     return stage(folder, lambda partial: train_into(partial, theta0(target), target))
 
 # %% ../nbs/31_baseline.ipynb #9bc85a54
@@ -151,6 +153,18 @@ def training_history(
 ) -> pd.DataFrame:     # step, loss, learning_rate
     "What the Trainer logged"
     return pd.read_parquet(folder/"history.parquet")
+
+# %% ../nbs/31_baseline.ipynb #83156199
+def beside_guess(
+    spec: RunSpec,       # a run
+    full_score: float,   # dev score of its full model, primary metric
+) -> dict:               # majority: the same metric of a guess that does not read its input; learnt: whether the full model is above it
+    "The full model beside the majority baseline (Prasanna et al. 2020, Table 2)"
+    target = target_spec(spec)
+    task, data, tokenizer = materials(target)
+    split = task.evaluation[0]
+    guess = majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
+    return {"majority": guess, "learnt": full_score > guess}
 
 # %% ../nbs/31_baseline.ipynb #32f192e8
 SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490, "wnli": 635, "squad": 88641}
@@ -181,7 +195,7 @@ def data_only(
 ) -> RunSpec:        # the same for all trainings on the same examples
     "The fields of a spec that the number of its examples depends on"
     limit = {"max_train": spec.max_train} if spec.task == "mlm" else {}
-    return RunSpec(task=spec.task, model=spec.model, data_dir=spec.data_dir, text=spec.text, columns=spec.columns, max_length=spec.max_length, **limit)
+    return RunSpec(task=spec.task, model=spec.model, data_dir=spec.data_dir, text=spec.text, max_length=spec.max_length, **limit, **table_fields(spec, spec.task))
 
 # %% ../nbs/31_baseline.ipynb #c31654bb
 @lru_cache
@@ -189,7 +203,7 @@ def local_size(
     spec: RunSpec,   # from `data_only`
 ) -> int | None:     # examples of its training set; None where windows or blocks need a tokenizer that is not on this machine
     "Count data on this machine"
-    task = get_task(spec.task, spec.columns)
+    task = task_of(spec)
     if task.kind in ("span", "mlm") and not is_local(spec.model): return None
     train = load_data(spec)["train"]
     if task.kind not in ("span", "mlm"): return len(train)
@@ -232,4 +246,4 @@ def dense_piece(
 ) -> Piece:          # the training of its full model
     "The full model of a run's task and seed"
     target = target_spec(spec)
-    return Piece("dense baseline", short_hash(target.differing(), 16), target, length_of(target))
+    return Piece("dense baseline", short_hash(target.identity(), 16), target, length_of(target))

@@ -19,9 +19,10 @@ from .baseline import (SNAPSHOT, WEIGHTS, Piece, dense, dense_piece, length_of, 
 from .files import short_hash, stage
 from .joint import finetune_jointly
 from .masks import Mask
+from .names import source_names
 from .scores import magnitude
 from .select import absolute, remaining, topk_mask
-from .spec import TicketSpec, slugged, source_names
+from .spec import TicketSpec, slugged
 from .store import stage_folder
 from .tickets import Ticket, provenance_of
 from .training import save_weights
@@ -59,7 +60,7 @@ class Chain:
     def key(self, number: int) -> dict:
         "Everything that level `number` depends on"
         names = ("pool", "scope", "round_epochs", "round_steps", "horizon", "rewind_head")
-        return self.source.differing() | {name: getattr(self.spec, name) for name in names} | {"rewind": self.rewind, "levels": [round(s, 6) for s in self.levels[:number]]}
+        return self.source.identity() | {name: getattr(self.spec, name) for name in names} | {"rewind": self.rewind, "levels": [round(s, 6) for s in self.levels[:number]]}
 
     def level(self, number: int) -> Path:
         "The finished stage of a level (1 is the first), making the ones before it if need be"
@@ -122,7 +123,7 @@ class JointChain(Chain):
 
     def key(self, number: int) -> dict:
         "Everything that level `number` depends on"
-        return super().key(number) | {"beside": [source.differing() for source in self.sources[1:]]}
+        return super().key(number) | {"beside": [source.identity() for source in self.sources[1:]]}
 
     def trained(self, number: int, partial: Path) -> tuple[PreTrainedModel, Mask | None]:
         "The first task's model after round `number`, and the mask it was trained under (none in the first)"

@@ -16,7 +16,7 @@ from typing import Callable, Iterator, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .baseline import WEIGHTS, Piece, dense, dense_piece, length_of, materials, target_spec, theta0, train_into
+from .baseline import WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, target_spec, theta0, train_into
 from .files import read_json, stage
 from .imp import begin_rewound, begin_trained, chain_pieces, find_by_chain, steps_left
 from .masks import Mask
@@ -151,7 +151,7 @@ def result_of(
     metric = materials(target_spec(spec)).task.metric
     scores, full_scores = read_json(retrained/"scores.json"), read_json(full/"scores.json")
     return {"task": spec.task, "method": spec.method, "seed": spec.seed, "metric": metric, "score": scores[metric], "full_score": full_scores[metric],
-            "sparsity": ticket.mask.sparsity, "kept": ticket.mask.kept, "total": ticket.mask.total, "scores": scores, "full_scores": full_scores}
+            "sparsity": ticket.mask.sparsity, "kept": ticket.mask.kept, "total": ticket.mask.total, "scores": scores, "full_scores": full_scores} | beside_guess(spec, full_scores[metric])
 
 # %% ../nbs/38_methods.ipynb #ed0cc266
 def ticket_pieces(

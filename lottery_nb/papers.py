@@ -28,12 +28,12 @@ from .compare import agreement_table, agreements, early_over_late, middle_over_e
 from .figures import (KIND_COLOURS, average_curve, common_heatmap, distance_panels, importance_histogram, loss_panels, outcome_panels,
                                 overlap_matrix, overlap_sides, pattern_bars, score_curves, step_curve, survival_heatmap, survival_panels,
                                 transfer_heatmap)
-from .files import BadInput
+from .files import BadInput, runs_root
 from .gates import Gates
 from .heads import published_shares
 from .patterns import CLASSES
 from .report import Section, beside, finding
-from .store import read_result, runs_root
+from .store import finished_runs
 from .structured import first_importance
 from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen, gaps, gate_runs, mixed,
                                our_survival, paper_table, plus_minus, published_survival, rank_correlation, rewinding, source_table, ticket_masks,
@@ -762,7 +762,7 @@ def page_attention(
     roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
     for root in roots:
         if root.is_file(): raise BadInput(f"runs must be a folder: a table has no shares of patterns, got {root}")
-    return [read_result(path.parent) for root in roots for path in sorted(root.glob("*-attention-*/result.json"))]
+    return [result for root in roots for result in finished_runs(root) if result["template"] == "attention"]
 
 # %% ../nbs/54_papers.ipynb #6eea6ec1
 def attention_shares(

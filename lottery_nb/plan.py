@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from .baseline import Piece, dense_piece, is_local, reads_local, tokenizer_here
 from .files import BadInput, one_of
-from .magnitude import weights_pieces
 from .methods import ticket_pieces
 from .micro import RECIPE, micro_config
 from .models import HEADS, load_config
-from .spec import RunSpec, architecture_of, is_micro
+from .mpruning import weights_pieces
+from .names import TABLE, architecture_of, is_micro
+from .spec import RunSpec
 from .structured import gates_pieces
-from .tasks import get_task, load_data
+from .tasks import load_data, task_of
 from .training import finetune
 
 # %% ../nbs/60_plan.ipynb #edde18db
@@ -61,7 +62,7 @@ def step_seconds(
     "Time a few optimizer steps here"
     if not is_local(spec.model) or not (is_micro(spec.model) or reads_local(spec)): return None
     spec = replace(spec, max_train=spec.batch_size * long, max_steps=None)
-    task, data, tokenizer = get_task(spec.task, spec.columns), load_data(spec), tokenizer_here(spec.model)
+    task, data, tokenizer = task_of(spec), load_data(spec), tokenizer_here(spec.model)
     seconds = {}
     for length in (1, short, long):   # the first pays for warming up
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +76,7 @@ def untrained(
     spec: RunSpec,          # model on this machine, task, dropout
 ) -> PreTrainedModel:       # with the head of the task
     "A model of the right shape with random weights"
-    task = get_task(spec.task, spec.columns)
+    task = task_of(spec)
     if not is_micro(spec.model): return HEADS[task.kind].from_config(load_config(spec.model, task, spec.dropout))
     labels = len(task.labels) if task.labels else 1
     config = micro_config(architecture_of(spec.model))
@@ -87,7 +88,7 @@ def shape(
     piece: Piece,    # a training
 ) -> RunSpec:        # the same for pieces whose steps take as long
     "What the time of a step depends on"
-    same = ("task", "model", "data_dir", "text", "columns", "batch_size", "max_length")
+    same = ("task", "model", "data_dir", "text", "batch_size", "max_length", *TABLE)
     return RunSpec(**{name: getattr(piece.spec, name) for name in same})
 
 # %% ../nbs/60_plan.ipynb #ac7592c3

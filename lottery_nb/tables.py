@@ -21,10 +21,11 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from .compare import transfer, transfer_to_full, winning, winning_sparsity
-from .files import BadInput, one_of
+from .files import BadInput, one_of, runs_root
 from .masks import Mask
-from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec, task_name
-from .store import read_result, results, runs_root
+from .names import task_name
+from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec
+from .store import read_result, results
 from .tickets import Ticket
 
 # %% ../nbs/51_tables.ipynb #b6031bf1

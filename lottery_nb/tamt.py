@@ -6,15 +6,14 @@
 __all__ = ['TERMS', 'MASK_CHOICES', 'EVALUATION_TOKENS', 'Cut', 'binarise', 'exact_cuts', 'Scores', 'start_mask',
            'initial_scores', 'straight_through', 'masked_linear', 'masked_embedding', 'masked_forward', 'block_ids',
            'token_marks', 'draw_batch', 'mlm_term', 'kd_term', 'attention_term', 'objective_terms', 'MaskSettings',
-           'paper_settings', 'mlm_head', 'head_parameters', 'last_layer_at', 'objective_losses', 'MaskTraining',
-           'TrainedMasks', 'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'training_fields',
+           'paper_settings', 'head_parameters', 'last_layer_at', 'objective_losses', 'MaskTraining', 'TrainedMasks',
+           'train_mask', 'training_key', 'mask_losses', 'text_spec', 'mask_settings', 'training_fields',
            'trained_masks', 'find_trained', 'mask_pieces', 'pretraining_losses']
 
 # %% ../nbs/33_tamt.ipynb #1986e0ed
-import hashlib
 import json
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,15 +35,16 @@ from .baseline import Piece, is_local, materials, target_spec, theta0
 from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
 from .masks import Mask
 from .micro import micro_config
-from .models import check_length, load_config, load_model
+from .models import check_length, eager_attention, load_config, load_model
+from .names import architecture_of, is_micro
 from .scores import magnitude, random
 from .select import kept_count, topk_mask
-from .spec import RunSpec, TicketSpec, architecture_of, is_micro, mask_defaults, slugged, training_defaults
+from .spec import RunSpec, TicketSpec, mask_defaults, slugged, training_defaults
 from .store import stage_folder
 from .tasks import fixed_masks, get_task
 from .tickets import Ticket, provenance_of, read_mask, write_mask
-from .training import encoded, mask_tokens
-from .weights import base_name, prunable, resolve
+from .training import REMEDY, Diverged, encoded, finite, mask_tokens
+from .weights import architecture, base_name, encoder_layers, longest_input, mlm_head, prunable, resolve, tensor_digest
 
 # %% ../nbs/33_tamt.ipynb #a55d9615
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def exact_cuts(
     above = sum(int(torch.count_nonzero(key > near.threshold + reach)) for key in keys)
     window = torch.cat([key[(key >= near.threshold - reach) & (key <= near.threshold + reach)] for key in keys])
     if not above < keep <= above + len(window):
-        if reach == math.inf: raise BadInput("the scores have a NaN: the training has diverged; lower learning_rate")
+        if reach == math.inf: raise Diverged(f"the scores have a NaN: the mask training has diverged, {REMEDY}")
         return exact_cuts(scores, keep, near)
     threshold = _largest(window, keep - above)
     ties = keep - above - int(torch.count_nonzero(window > threshold))
@@ -234,7 +234,7 @@ def masked_embedding(
 # %% ../nbs/33_tamt.ipynb #f79a887d
 @contextmanager
 def masked_forward(
-    model: nn.Module,        # a BERT or RoBERTa with an MLM head
+    model: nn.Module,        # a model of the table with an MLM head
     scores: Scores,          # scores named by the model's parameters
     decoder: str = "input",  # side of a tied word embedding that is masked: input (as released) or both
     plain: bool = False,     # by autograd (`straight_through`) instead of the fused forms
@@ -414,16 +414,9 @@ def paper_settings(
     if released: values |= dict(refresh=1000) if "mlm" in objective else dict(refresh=100, weight_decay=.01, teacher="train", padding="in")
     return MaskSettings(**values | changes)
 
-# %% ../nbs/33_tamt.ipynb #b561e92a
-def mlm_head(
-    model: nn.Module,  # a BERT or RoBERTa with an MLM head
-) -> nn.Module:        # from hidden states to logits
-    "The head that predicts words"
-    return model.cls if hasattr(model, "cls") else model.lm_head
-
 # %% ../nbs/33_tamt.ipynb #aeaac808
 def head_parameters(
-    model: nn.Module,          # a BERT or RoBERTa with an MLM head
+    model: nn.Module,          # a model of the table with an MLM head
 ) -> dict[str, nn.Parameter]:  # name in the head → parameter; a decoder tied to the word embedding is not one
     "What trains beside the scores in the MLM variants (the paper's C_mlm)"
     trunk = {id(p) for p in model.base_model.parameters()}
@@ -432,18 +425,17 @@ def head_parameters(
 # %% ../nbs/33_tamt.ipynb #9f531210
 @contextmanager
 def last_layer_at(
-    model: nn.Module,  # a BERT or RoBERTa
+    model: nn.Module,  # a model of the table
     where: Tensor,     # bool [n, length]: positions that are read
 ) -> Iterator[None]:
     "While open, the last layer ends in [1, positions, width] instead of [n, length, width]"
-    output = model.base_model.encoder.layer[-1].attention.output
-    hook = output.register_forward_pre_hook(lambda module, inputs: tuple(x[where][None] for x in inputs))
+    hook = encoder_layers(model)[-1].get_submodule(architecture(model).tokenwise).register_forward_pre_hook(lambda module, inputs: tuple(x[where][None] for x in inputs))
     try: yield
     finally: hook.remove()
 
 # %% ../nbs/33_tamt.ipynb #7440450c
 def objective_losses(
-    model: nn.Module,                  # student: a BERT or RoBERTa with an MLM head
+    model: nn.Module,                  # student: a model of the table with an MLM head
     scores: Scores,                    # of its pool
     batch: dict[str, Tensor],          # of `draw_batch`
     settings: MaskSettings,            # objective, decoder, teacher, padding
@@ -459,13 +451,14 @@ def objective_losses(
     target = None if terms == ["mlm"] else _teach(teacher or model, settings.teacher, inputs | wanted)
     where = batch["labels"] != -100 if terms == ["mlm"] else None
     if where is not None: batch |= {"labels": batch["labels"][where][None]}
+    head = mlm_head(model) if "mlm" in terms else None
     with masked_forward(model, scores, settings.decoder, plain), nullcontext() if where is None else last_layer_at(model, where):
         student = model.base_model(**inputs, **wanted)
-        return {name: TERMS[name](student, target, batch, mlm_head(model)) for name in terms}
+        return {name: TERMS[name](student, target, batch, head) for name in terms}
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The part of a batch that a trunk reads; RoBERTa was trained without segments"
-    names = ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.model_type == "bert" else 2]
+    "The part of a batch that a trunk reads; not all were trained with segments"
+    names = ("input_ids", "attention_mask", "token_type_ids")[:3 if architecture(model).segments else 2]
     return {name: batch[name] for name in names}
 
 @torch.no_grad()
@@ -480,7 +473,7 @@ class MaskTraining:
     "A mask training on its way: one step at a time, saved and restored at any of them"
 
     def __init__(self,
-        model: nn.Module,                    # a BERT or RoBERTa with an MLM head; its weights are not changed
+        model: nn.Module,                    # a model of the table with an MLM head; its weights are not changed
         ids: Tensor,                         # int64 [n, length]: blocks of text
         tokenizer: PreTrainedTokenizerBase,  # of the model
         settings: MaskSettings,              # what to do
@@ -509,6 +502,7 @@ class MaskTraining:
         torch.manual_seed(settings.seed * 1_000_033 + self.step)
         batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head), settings.padding == "in")
         losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
+        for name, loss in losses.items(): finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups: group["lr"] = rate
@@ -561,7 +555,7 @@ class TrainedMasks:
 
 # %% ../nbs/33_tamt.ipynb #aeec89b6
 def train_mask(
-    model: nn.Module,                       # a BERT or RoBERTa with an MLM head; given back as it was
+    model: nn.Module,                       # a model of the table with an MLM head; given back as it was
     blocks: Dataset | np.ndarray | Tensor,  # text: a dataset with `input_ids`, or an int array [n, length]
     tokenizer: PreTrainedTokenizerBase,     # of the model
     settings: MaskSettings,                 # what to do
@@ -599,16 +593,16 @@ def _train(training: MaskTraining, folder: Path, checkpoint_every: int):
 @contextmanager
 def _borrowed(model: nn.Module, teacher: nn.Module | None, settings: MaskSettings):
     "Freeze a model and set it to train; afterwards it is as before, head, mode, random numbers and all"
-    wanted, head = [(p, p.requires_grad) for p in model.parameters()], {p: p.detach().clone() for p in head_parameters(model).values()}
-    terms, training = objective_terms(settings.objective), model.training
-    attentions = [(net, net.config._attn_implementation) for net in (model, teacher) if net is not None and "attention" in terms]
+    terms, training, wanted = objective_terms(settings.objective), model.training, [(p, p.requires_grad) for p in model.parameters()]
+    head = {p: p.detach().clone() for p in head_parameters(model).values()} if "mlm" in terms else {}
     try:
-        for net, _ in attentions: net.set_attn_implementation("eager")
         model.requires_grad_(False).train()
-        for p in head: p.requires_grad_("mlm" in terms)
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []): yield
+        for p in head: p.requires_grad_()
+        with ExitStack() as stack:
+            for net in (model, teacher) if "attention" in terms else (): stack.enter_context(eager_attention(net) if net is not None else nullcontext())
+            stack.enter_context(torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []))
+            yield
     finally:
-        for net, kind in attentions: net.set_attn_implementation(kind)
         for p, value in head.items(): p.data.copy_(value)
         for p, flag in wanted: p.requires_grad_(flag)
         model.train(training)
@@ -638,15 +632,13 @@ def training_key(
     return json.loads(json.dumps(asdict(settings))) | sums
 
 def _digest(tensors) -> str:
-    "Checksum of the bytes of some tensors"
-    digest = hashlib.sha256()
-    for tensor in tensors: digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    "The start of `tensor_digest`: keys are short"
+    return tensor_digest(tensors)[:16]
 
 # %% ../nbs/33_tamt.ipynb #2a8a50a6
 @torch.no_grad()
 def mask_losses(
-    model: nn.Module,                          # a BERT or RoBERTa with an MLM head and dense weights θ0
+    model: nn.Module,                          # a model of the table with an MLM head and dense weights θ0
     mask: Mapping[str, Tensor],                # any mask; members that an MLM model lacks (the pooler) are left out
     blocks: Dataset | np.ndarray | Tensor,     # held-out text: a dataset with `input_ids` (and `labels` where masked), or an int array [n, length]
     tokenizer: PreTrainedTokenizerBase,        # of the model
@@ -696,9 +688,8 @@ def text_spec(
 
 # %% ../nbs/33_tamt.ipynb #0580461d
 def _positions(model: str) -> int:
-    "How many tokens a model can read at once; RoBERTa's first rows are never used"
-    config = micro_config(architecture_of(model)) if is_micro(model) else load_config(model, get_task("mlm"))
-    return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+    "How many tokens a model can read at once"
+    return longest_input(micro_config(architecture_of(model)) if is_micro(model) else load_config(model, get_task("mlm")))
 
 # %% ../nbs/33_tamt.ipynb #d3dd781e
 EVALUATION_TOKENS = 2**14   # of held-out text
@@ -720,7 +711,7 @@ def training_fields(
     source: RunSpec,    # of `text_spec`
 ) -> dict:              # field → value
     "Everything that a mask training depends on: the key of its stage"
-    return source.differing() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
+    return source.identity() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
 
 # %% ../nbs/33_tamt.ipynb #7c486ed1
 def trained_masks(
@@ -774,7 +765,7 @@ def pretraining_losses(
     "Pre-training losses of a ticket on held-out text (Liu et al. 2022, Figure 5)"
     if not (spec.text or is_micro(spec.model) or spec.trains_mask): return dict(mlm_loss=None, kd_loss=None)
     source = text_spec(spec if spec.text or not is_micro(spec.model) else replace(spec, data_dir=""), 1)
-    key = source.differing() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
+    key = source.identity() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
     def measure(partial: Path):
         task, data, tokenizer = materials(source)
         dev, model = encoded(source, task, data, tokenizer, "dev"), load_model(source.model, task, source.seed)

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import jaccard_score
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, Trainer, TrainingArguments
 from transformers.optimization import Adafactor as HFAdafactor
 
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
-from lottery_nb.weights import base_name, prunable
+from lottery_nb.weights import base_name, fingerprint, prunable
 
 CONFIG = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=20, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
 OPTIMIZERS = {
@@ -222,6 +223,111 @@ def test_distributed_data_parallel_sums_masked_gradients(tmp_path):
         loss(wrapped, 0).backward()
         assert all((model.get_parameter(name).grad[~kept] == 0).all() for name, kept in mask.items())
     finally: torch.distributed.destroy_process_group()
+
+
+REPLACE = {
+    "assignment": lambda module, fresh: setattr(module, "weight", fresh),
+    "below the modules": lambda module, fresh: module._parameters.update(weight=fresh),
+    "another module": None,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("way", REPLACE)
+def test_a_replaced_parameter_is_held(way, optimizer):
+    model = classifier()
+    mask, fresh = random_mask(model), torch.rand(16, 16)
+    hold(model, mask)
+    attention = model.bert.encoder.layer[1].attention.self
+    if way == "another module": attention.query = nn.Linear(16, 16)
+    else: REPLACE[way](attention.query, nn.Parameter(fresh.clone()))
+    if way == "assignment": assert alive(model, mask) == 0
+    train(model, OPTIMIZERS[optimizer](list(model.parameters())), steps=2)
+    assert alive(model, mask) == 0 and (attention.query.weight.grad[~mask["bert.encoder.layer.1.attention.self.query.weight"]] == 0).all()
+    kept = mask["bert.encoder.layer.1.attention.self.query.weight"]
+    if way != "another module": assert (attention.query.weight[kept] - fresh[kept]).abs().max() < .1
+
+
+def test_a_replaced_parameter_is_let_go_with_the_rest():
+    model = classifier()
+    mask = random_mask(model)
+    with hold(model, mask): model.bert.encoder.layer[0].output.dense.weight = nn.Parameter(torch.rand(16, 24))
+    train(model, OPTIMIZERS["adamw"](list(model.parameters())), steps=1)
+    assert alive(model, mask) > 0
+    model.bert.encoder.layer[0].output.dense.weight = nn.Parameter(torch.ones(16, 24))
+    assert (model.bert.encoder.layer[0].output.dense.weight == 1).all()
+
+
+def test_a_held_weight_that_changes_its_shape_or_goes_is_named():
+    lm = BertForMaskedLM(copy.deepcopy(CONFIG))
+    hold(lm, random_mask(lm, pool="encoder+embeddings"))
+    with pytest.raises(BadInput, match=r"held weight bert.embeddings.word_embeddings.weight was \(40, 16\) and is now \(48, 16\)"):
+        lm.resize_token_embeddings(48, mean_resizing=False)
+    model = classifier()
+    hold(model, random_mask(model))
+    optimizer = OPTIMIZERS["adamw"](list(model.parameters()))
+    model.bert.encoder.layer[1].attention.self.key = nn.Identity()
+    with pytest.raises(BadInput, match="layer.1.attention.self.key.weight was .* and is now gone"): optimizer.step()
+
+
+def test_weights_under_an_adapter_stay_held():
+    model = classifier()
+    mask = random_mask(model)
+    hold(model, mask)
+
+    class LowRank(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base_layer, self.down, self.up = base, nn.Linear(16, 2, bias=False), nn.Linear(2, 16, bias=False)
+        @property
+        def weight(self): return self.base_layer.weight
+        def forward(self, x): return self.base_layer(x) + self.up(self.down(x))
+
+    for layer in model.bert.encoder.layer: layer.attention.self.query = LowRank(layer.attention.self.query)
+    train(model, OPTIMIZERS["muon"](list(model.parameters())), steps=2)
+    assert all((model.get_parameter(name)[~kept] == 0).all() for name, kept in mask.items())
+
+
+def test_quantised_weights_and_stored_holds_are_refused():
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(BadInput, match="mask member weight needs a floating-point weight, the model's is torch.int8"): hold(layer, Mask({"weight": torch.eye(2).bool()}))
+    model = classifier()
+    model.held = hold(model, random_mask(model))
+    for store in (lambda: torch.save(model, io.BytesIO()), lambda: copy.deepcopy(model)):
+        with pytest.raises(BadInput, match="a hold cannot be copied or saved"): store()
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw fused", "sgd"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_fully_sharded_training_equals_plain_training(one_process, when, optimizer):
+    "FSDP2 puts its shards in the place of the parameters, below the modules"
+    plain, sharded = classifier(), classifier()
+    mask = random_mask(plain, pool="encoder+embeddings+pooler")
+    if when == "before": hold(sharded, mask)
+    for layer in sharded.bert.encoder.layer: fully_shard(layer)
+    fully_shard(sharded)
+    if when == "after": hold(sharded, mask)
+    hold(plain, mask)
+    for model in (plain, sharded): train(model, OPTIMIZERS[optimizer](list(model.parameters())), steps=4, clip=.3 if when == "after" else 0)
+    for name, weight in sharded.named_parameters():
+        whole = weight.full_tensor()
+        assert (whole - plain.get_parameter(name)).abs().max() < 1e-6, name
+        if name in mask: assert (whole[~mask[name]].view(torch.int32) == 0).all() and (weight.grad.full_tensor()[~mask[name]] == 0).all()
+
+
+def test_a_ticket_fits_a_sharded_model(one_process):
+    model = classifier()
+    identity, shapes = fingerprint(model), {name: weight.shape for name, weight in prunable(model).items()}
+    fully_shard(model)
+    assert fingerprint(model) == identity and {name: weight.shape for name, weight in prunable(model).items()} == shapes
 
 
 @st.composite

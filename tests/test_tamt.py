@@ -25,10 +25,10 @@ from lottery_nb.masks import Mask, hold
 from lottery_nb.methods import find_ticket
 from lottery_nb.spec import TicketSpec
 from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters,
-                             initial_scores, kd_term, mask_losses, masked_embedding, masked_forward, mlm_head, mlm_term, objective_losses,
-                             pretraining_losses, start_mask, token_marks, train_mask)
+                             initial_scores, kd_term, mask_losses, masked_embedding, masked_forward, mlm_term, objective_losses, pretraining_losses,
+                             start_mask, token_marks, train_mask)
 from lottery_nb.tasks import fixed_masks
-from lottery_nb.weights import prunable
+from lottery_nb.weights import mlm_head, prunable
 
 SIZE = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, initializer_range=.1)
 POOLS = ("encoder", "encoder+embeddings", "encoder+biases")
