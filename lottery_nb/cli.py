@@ -381,9 +381,9 @@ def annotate_command(
 ):
     "Label attention maps by eye in JupyterLab, or compare two people's labels."
     from lottery_nb.heads import annotation_notebook
-    from lottery_nb.labels import agreement, read_records
+    from lottery_nb.labels import annotator_agreement, read_records
     if compare:
-        found = agreement(read_records(out), read_records(compare))
+        found = annotator_agreement(read_records(out), read_records(compare))
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
-           'mean_jaccard', 'null', 'agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
-           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'correlation', 'transfer',
+           'mean_jaccard', 'null', 'seed_agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
+           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
            'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
@@ -133,7 +133,7 @@ MEANING = {
 }
 
 # %% ../nbs/50_compare.ipynb #b81b599d
-def agreement(
+def seed_agreement(
     gates: list[Gates],        # one per seed, at least two
     draws: int = 1000,         # permutations of each null
     seed: int = 0,             # of the permutations
@@ -227,14 +227,14 @@ def agreements(
     masks: dict[str, dict[str, Gates]],    # task → seed → gates
     draws: int = 1000,                     # permutations of each null
     seed: int = 0,                         # of the permutations
-) -> dict[str, dict]:                      # task → `agreement`
+) -> dict[str, dict]:                      # task → `seed_agreement`
     "Agreement of the seeds of every task that has two or more"
     if max(map(len, masks.values())) < 2: raise BadInput(f"agreement needs at least two seeds of a task, got one each of {', '.join(masks)}")
-    return {task: agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items() if len(by_seed) > 1}
+    return {task: seed_agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items() if len(by_seed) > 1}
 
 # %% ../nbs/50_compare.ipynb #4cebb6f9
 def agreement_table(
-    found: dict[str, dict],    # task → `agreement`
+    found: dict[str, dict],    # task → `seed_agreement`
 ) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard of the heads with the 95 % range of their nulls, Q with both p-values
     "The statistics of every task, for reading"
     said = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
@@ -260,7 +260,7 @@ def overlap(
     return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean()) for a, b, common, expected in rows])
 
 # %% ../nbs/50_compare.ipynb #e00ef810
-def correlation(
+def survival_correlation(
     survivors: np.ndarray,    # survival per head: bool, or share of seeds; any shape
     values: np.ndarray,       # anything per head, same shape
     draws: int = 1000,        # permutations
