@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers', 'report',
-           'status_command', 'results_command', 'shown_table', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'report_command', 'annotate_command', 'doctor', 'checks', 'device_check',
-           'folder_check', 'leftover_check', 'data_check', 'main']
+           'text_table', 'tidied', 'run_one', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers',
+           'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info', 'verify_command',
+           'ticket_folder', 'agreement_command', 'report_command', 'annotate_command', 'doctor', 'checks',
+           'device_check', 'folder_check', 'leftover_check', 'data_check', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -114,8 +114,8 @@ def tidied(
     for folder in (runs_root(runs), runs_root(runs)/"stages"): sweep_up(folder)
 
 # %% ../nbs/62_cli.ipynb #c742aa62
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def run(
+@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def run_one(
     context: typer.Context,
     template: Annotated[str, typer.Argument(help="Name of a template: ticket.")] = "--help",
     runs: Runs = None,
