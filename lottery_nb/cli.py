@@ -217,7 +217,7 @@ def cost_text(
     taken, done = found["hours"], sum(run["done"] for run in found["runs"])
     lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
     lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most {found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known and not counted: their data is not here (give max_steps or data_dir)")
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves (early-bird), or their data is not here (give max_steps or data_dir)")
     lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
     if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on this machine); give --step-time SECONDS")
     else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} without sharing; evaluation comes on top")

@@ -359,6 +359,7 @@ def finetune(
     lr_total: int | None = None,         # length of that line; None = lr_offset + length
     snapshot_at: int | None = None,      # keep the weights after so many steps (θ_i)
     order: int = 0,                      # another data order, dropout and MLM masks: the number of the IMP round
+    watch: TrainerCallback | None = None,   # looks at the model after each step, and may end the training
     every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
 ) -> Training:                           # history and snapshot
     "𝒜_t(f(x; m⊙θ, γ)) of Chen et al. 2020, section 3.1; resumes from its folder to the same bytes"
@@ -369,7 +370,7 @@ def finetune(
     folder = Path(folder)
     trainer = Finetuner(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
+        callbacks=[Keeper(folder, every, snapshot_at)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), trainer.state.global_step, folder/"snapshot.safetensors" if snapshot_at else None)
