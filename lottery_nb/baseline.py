@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
            'materials', 'theta0', 'restore_weights', 'train_once', 'train_into', 'whole_length', 'dense',
-           'training_history', 'beside_guess', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local',
-           'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
+           'training_history', 'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local',
+           'data_only', 'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import os
+import platform
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -29,7 +31,7 @@ from .models import load_model, load_tokenizer, quiet
 from .names import TASKS, architecture_of, is_micro, source_names
 from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, encode, load_data, majority, references, say_unknown, task_of
+from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood, unknown_share
 from .training import Training, encoded, evaluate, finetune, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -166,6 +168,31 @@ def beside_guess(
     split = task.evaluation[0]
     guess = majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
     return {"majority": guess, "learnt": full_score > guess}
+
+# %% ../nbs/31_baseline.ipynb #c2b288e5
+def environment() -> dict:   # python, torch, transformers, lottery_nb: versions; device; threads
+    "What computes here"
+    names = {name: version(name.replace("_", "-")) for name in ("torch", "transformers", "lottery_nb")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"python": platform.python_version()} | names | {"device": device, "threads": torch.get_num_threads()}
+
+# %% ../nbs/31_baseline.ipynb #4f56df3a
+def record(
+    spec: RunSpec,   # a run
+) -> dict:           # data (rows per split, classes, where the dev rows come from), inputs (checksums), environment
+    "What a result says about where it comes from"
+    target = target_spec(spec)
+    return {"data": about_data(target, materials(target).data), "inputs": spec.inputs(), "environment": environment()}
+
+# %% ../nbs/31_baseline.ipynb #562bf41c
+def introduce(
+    spec: RunSpec,   # a run
+) -> str:            # what its data were taken for, and what its model cannot read of it
+    "Say before time is spent what will be learnt"
+    target = target_spec(spec)
+    task, data, tokenizer = materials(target)
+    unknown = unknown_share(task, data["train"], tokenizer)
+    return understood(target, data) + (f"; {100*unknown:.0f} % of the tokens are unknown to {spec.model}" if unknown > .1 else "")
 
 # %% ../nbs/31_baseline.ipynb #32f192e8
 SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490, "wnli": 635, "squad": 88641}

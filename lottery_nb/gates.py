@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'Gates', 'binary', 'open_gates', 'Gating', 'gate', 'Importance', 'at_rest', 'example_scale', 'sensitivity',
            'importance', 'normalised', 'min_max', 'NoHeads', 'NoMLP', 'cut_linear', 'PerHead', 'cut_heads', 'cut_mlp',
-           'cut', 'smaller', 'save_smaller', 'load_smaller', 'flops', 'weight_share', 'latency', 'speed_table']
+           'cut_closed', 'smaller', 'save_smaller', 'load_smaller', 'flops', 'weight_share', 'latency', 'speed_table']
 
 # %% ../nbs/34_gates.ipynb #d17a19f1
 import copy
@@ -287,7 +287,7 @@ def cut_mlp(
     layer.set_submodule(last, NoMLP(layer.get_submodule(last) if row.closing else None))
 
 # %% ../nbs/34_gates.ipynb #dfdd87dd
-def cut(
+def cut_closed(
     model: nn.Module,          # a whole model, changed in place
     gates: Gates,              # closed = removed
     keep_bias: bool = True,    # keep the bias of an emptied attention (D16)
@@ -307,7 +307,7 @@ def smaller(
     keep_bias: bool = True,    # keep the bias of an emptied attention: equal to the gated model (D16)
 ) -> nn.Module:                # a smaller copy with the same outputs as the gated model
     "A copy without the closed heads and MLPs: heads, whole attentions, whole MLPs (Prasanna et al. 2020, section 4.2)"
-    return cut(copy.deepcopy(model), gates, keep_bias)
+    return cut_closed(copy.deepcopy(model), gates, keep_bias)
 
 # %% ../nbs/34_gates.ipynb #652822a6
 def save_smaller(
@@ -336,7 +336,7 @@ def load_smaller(
     if not (Path(folder)/"smaller.safetensors").is_file(): raise BadInput(f"{folder} holds no smaller.safetensors; was it written by `save_smaller`?")
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0])(config)
-    cut(model, Gates.from_json(config.gates), config.gates["keep_bias"]).to(config.dtype)
+    cut_closed(model, Gates.from_json(config.gates), config.gates["keep_bias"]).to(config.dtype)
     load_model(model, str(Path(folder)/"smaller.safetensors"))
     return model.eval()
 

@@ -18,7 +18,7 @@ from scipy.stats import permutation_test
 from torch import nn
 
 from .attention import read_texts
-from .baseline import target_spec, theta0
+from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
@@ -176,7 +176,7 @@ def attention_result(
         found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], surviving, seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
-    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | flat
+    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | record(spec) | flat
 
 # %% ../nbs/43_heads.ipynb #93d2de32
 def clearest(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IDENTITY', 'KEYS', 'pack_map', 'unpack_map', 'sample_maps', 'append_record', 'read_records', 'checked_record',
-           'json_lines', 'roles', 'Annotator', 'identity', 'annotation_page', 'map_png', 'agreement', 'eye_labels',
-           'real_scores']
+           'json_lines', 'roles', 'Annotator', 'identity', 'annotation_page', 'map_png', 'annotator_agreement',
+           'eye_labels', 'real_scores']
 
 # %% ../nbs/42_labels.ipynb #9b27ec64
 import base64
@@ -217,7 +217,7 @@ def map_png(
     return buffer.getvalue()
 
 # %% ../nbs/42_labels.ipynb #c24bb035
-def agreement(
+def annotator_agreement(
     first: list[dict],      # one person's records
     second: list[dict],     # another's
 ) -> dict:                  # kappa, maps (labelled by both), table (first × second)
