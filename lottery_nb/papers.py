@@ -41,7 +41,7 @@ from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, b
                                transfer_matrix, transfer_runs, walked, worlds)
 
 # %% ../nbs/54_papers.ipynb #b47947fd
-GRIDS = {"chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro", "attention": "micro_attention"}   # page → a grid that makes its runs
+GRIDS = {"chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro", "attention": "micro_attention", "criteria": "criteria_micro"}   # page → a grid that makes its runs
 
 # %% ../nbs/54_papers.ipynb #50c85ccd
 def no_runs(
