@@ -193,7 +193,7 @@ def costs(
     specs: list,                # the runs of a grid
     runs: str | None,           # folder of all runs
     step_time: float | None,    # seconds a step; None = measured
-) -> dict:                      # runs and whether they are done; trainings by kind; steps_alone, steps_shared, saved (share), steps_left (at most); hours; unknown (trainings)
+) -> dict:                      # runs (done or not), trainings by kind, steps_alone, steps_shared, saved (share), steps_left (at most), hours, unknown
     "What a grid costs; nothing runs and nothing is written"
     from lottery_nb.plan import hours, plan
     known = known_results(specs, runs, force=False)

@@ -228,7 +228,8 @@ def run_masks(
     "The good gates of finished structured runs"
     masks = {}
     for result in finished_runs(folder):
-        if result.get("template") != "structured" or result["spec"].get("super_seeds") or result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
+        if result["template"] != "structured" or result["spec"].get("super_seeds"): continue
+        if result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
         task, seed, good = result["spec"]["task"], str(result["spec"]["seed"]), Gates.from_json(result["gates"]["good"])
         if masks.setdefault(task, {}).setdefault(seed, good) != good: raise BadInput(f"{folder} holds two runs of "
                                                                                      f"task {task}, seed {seed}, "

@@ -120,9 +120,11 @@ PLACES = ("in the park|in the garden|in the forest|in the city|in the village|in
           "museum|near the border").split("|")
 TIMES = "on monday|on friday|on sunday|in spring|in winter|at noon|at night|at dawn".split("|")
 FUNCTION_WORDS = """
-a an the this that these those some every another and or but not no by of in at on near to for with from as is are was were be did do does can could should i it he she they him her them
-who what where when why how which someone somebody people everyone something thing things time kind true false yes maybe thus also so because too very really always often never usually
-same opposite means best way good reason place made make idea possible had has have fit crushed passed begged defeated money race than about there then happened found felt called . , ? '
+a an the this that these those some every another and or but not no by of in at on near to for with from as is are was
+were be did do does can could should i it he she they him her them who what where when why how which someone somebody
+people everyone something thing things time kind true false yes maybe thus also so because too very really always
+often never usually same opposite means best way good reason place made make idea possible had has have fit crushed
+passed begged defeated money race than about there then happened found felt called . , ? '
 """.split()
 
 # %% ../nbs/20_language.ipynb #8a2a0478
@@ -444,7 +446,8 @@ def related(
         new = {slot: draw.pick(words) for slot, words in dict(place=PLACES, time=TIMES).items()
                if not getattr(event, slot)}
         slot = draw.pick(tuple(new)) if new else ""
-        other = event._replace(**{slot: new[slot]}) if slot and not event.negated and draw.chance(.4) else change(event, lex, draw, ("noun", "verb", "agent", "place"))[0]
+        swap = slot and not event.negated and draw.chance(.4)
+        other = event._replace(**{slot: new[slot]}) if swap else change(event, lex, draw, ("noun", "verb", "agent", "place"))[0]
     if draw.chance(.4) and not event.negated: other = other._replace(**{slot: "" for slot in ("adjective", "time")
                                                                         if getattr(event, slot) == getattr(other, slot)})
     return swap_synonyms(other, draw, 1) if draw.chance(.4) else other
@@ -653,7 +656,10 @@ def present_parts(
 ) -> list[str]:               # determiner, subject, preposition and attractor or nothing, adverb or nothing, verb, object
     "A sentence in the present tense, as its parts"
     _, plural, determiner, subject = _people(lex, draw)
-    attractor = f"{draw.pick(('near', 'with', 'from'))} {draw.pick(('the', 'this')) if draw.chance(.5) else 'the'} {_people(lex, draw)[0]}" if draw.chance(.3) else ""
+    attractor = ""
+    if draw.chance(.3):
+        near, the = draw.pick(("near", "with", "from")), draw.pick(("the", "this")) if draw.chance(.5) else "the"
+        attractor = f"{near} {the} {_people(lex, draw)[0]}"
     if not attractor and draw.chance(.3): attractor = f"near the {PLURAL[_people(lex, draw)[0]]}"
     event = make_event(lex, draw, draw.pick(lex.kinds))
     verb = event.verb if plural else regular_plural(event.verb)

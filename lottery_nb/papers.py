@@ -43,7 +43,10 @@ from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, b
                                transfer_runs, walked, worlds)
 
 # %% ../nbs/54_papers.ipynb #b47947fd
-GRIDS = {"chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro", "attention": "micro_attention"}   # page → a grid that makes its runs
+GRIDS = {   # page → a grid that makes its runs
+    "chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro",
+    "attention": "micro_attention",
+}
 
 # %% ../nbs/54_papers.ipynb #50c85ccd
 def no_runs(
@@ -163,7 +166,8 @@ def strict_levels(
     theirs = by_task(paper_table("chen_2020", "Table 4")).loc["Sparsity Level"]
     (tables, usual), (_, strict) = chen_tables(ours), chen_tables(ours, "strict")
     levels, compared = beside(strict, theirs, "points of sparsity", signed=False)
-    falls = {"paper": by_task(paper_table("chen_2020", "Table 2")).loc["Sparsity"] - theirs} | {model: usual[model] - level.fillna(0) for model, level in strict.items()}
+    falls = {"paper": by_task(paper_table("chen_2020", "Table 2")).loc["Sparsity"] - theirs}
+    falls |= {model: usual[model] - level.fillna(0) for model, level in strict.items()}
     said = [f"highest sparsity that matches or exceeds the full model, {line}" for line in compared]
     said += [f"the strict criterion lowers the sparsity of {(fall > 0).sum()} of {fall.notna().sum()} tasks ({name})"
              for name, fall in falls.items() if fall.notna().any()]
@@ -245,7 +249,8 @@ def universal_ticket(
     wins = beside({model: universal_gains(ours[model], table)
                    for model, table in chen_tables(ours)[0].items()}, theirs)[0]
     short = -theirs[theirs < -1e-9]
-    counted = f"winners {(theirs >= -1e-9).sum()} of {len(theirs)}; short of it by {', '.join(f'{task} {gap:.1f}' for task, gap in short.sort_values().items())} points"
+    gaps_said = ", ".join(f"{task} {gap:.1f}" for task, gap in short.sort_values().items())
+    counted = f"winners {(theirs >= -1e-9).sum()} of {len(theirs)}; short of it by {gaps_said} points"
     said = [f"MLM's ticket wins at the targets' own sparsities, {finding(model, gains + 1e-9)}"
             for model, gains in wins.items()]
     return Section({"Points over the full model, the own deviation forgiven": wins.T.round(1),
@@ -414,9 +419,10 @@ def losses_and_scores(
     "Does pre-training loss predict the score? (Liu et al. 2022, Figures 5, 12 and 13)"
     ranks = {(model, loss): table for model, rows in ours.items() for loss in ("mlm_loss", "kd_loss")
              if len(table := rank_correlation(rows, loss))}
-    said = [f"{model}, {loss.replace('_', ' ')}: "
-            f"{finding('a lower loss goes with a higher average score', -table[table.task == 'average'].set_index('sparsity').rho, 'of rank correlation')}"
-            for (model, loss), table in ranks.items()]
+    gains = {key: -table[table.task == "average"].set_index("sparsity").rho for key, table in ranks.items()}
+    claim = "a lower loss goes with a higher average score"
+    said = [f"{model}, {loss.replace('_', ' ')}: {finding(claim, gain, 'of rank correlation')}"
+            for (model, loss), gain in gains.items()]
     for model, rows in ours.items():
         scored = averages(rows).dropna(subset=["mlm_loss"])
         if len(scored): loss_panels(scored, model)
@@ -478,9 +484,10 @@ def _reached_said(level, model, along, times):
 
 def _starts_said(model, rows):
     "Whether an OMP start beats a random one; nothing without random starts"
-    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(MASK_METHODS)].assign(mask_init=lambda r: r.mask_init.fillna("omp"))
-    means = starts.groupby(["task", "method", "asked_sparsity",
-                            "mask_init"]).score.mean().unstack("mask_init").reindex(columns=["omp", "random"])
+    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(MASK_METHODS)]
+    keys = ["task", "method", "asked_sparsity", "mask_init"]
+    means = starts.assign(mask_init=starts.mask_init.fillna("omp")).groupby(keys).score.mean()
+    means = means.unstack("mask_init").reindex(columns=["omp", "random"])
     gain = (100*means["omp"] - 100*means["random"]).dropna()
     return [f"{model}, {finding('an OMP start beats a random start', gain)}"] if len(gain) else []
 
@@ -492,8 +499,8 @@ def masks_apart(
     theirs, said = paper_table("liu_2022", "Appendix A.5").iloc[0], []
     printed = ", ".join(f"{level} {value:g}" for level, value in theirs.items())
     for model, rows in ours.items():
-        found = agnostic(chosen(rows, ("own",))).sort_values(["method", "mask_seed",
-                                                              "seed"]).assign(mask_seed=lambda r: r.mask_seed.map("{:g}".format, na_action="ignore"))
+        found = agnostic(chosen(rows, ("own",))).sort_values(["method", "mask_seed", "seed"])
+        found = found.assign(mask_seed=found.mask_seed.map("{:g}".format, na_action="ignore"))
         for s in sorted(found.asked_sparsity.dropna().unique()):
             here = found[(found.asked_sparsity == s) & found.method.ne("random")]
             masks = ticket_masks(here, ("method",))
@@ -508,10 +515,10 @@ def _apart_said(level, model, masks, printed):
                   and "omp" in masks), key=lambda item: item[1])
     said = [f"{model}, distance from the OMP mask at {level}: "
             f"{', '.join(f'{method} {value:.2f}' for method, value in far)}"] if far else []
-    if {"imp", "tamt-mlm"} <= set(masks): said.append(f"{model}, Jaccard of TAMT-MLM and IMP at {level}: "
-                                                      f"{masks['imp'].jaccard(masks['tamt-mlm']):.2f} (paper: "
-                                                      f"{printed}, the last as an upper bound)")
-    return said
+    if not {"imp", "tamt-mlm"} <= set(masks): return said
+    alike = masks["imp"].jaccard(masks["tamt-mlm"])
+    return said + [f"{model}, Jaccard of TAMT-MLM and IMP at {level}: {alike:.2f} "
+                   f"(paper: {printed}, the last as an upper bound)"]
 
 # %% ../nbs/54_papers.ipynb #91342e18
 def distances_walked(
@@ -531,9 +538,10 @@ def fewer_examples(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # mean scores in percent by number of examples
     "Which masks serve best with few training examples? (Liu et al. 2022, Figure 9)"
-    few = {model: agnostic(rows, ("whole",))[lambda r: r.max_train.notna() & r.mask_at.isna() & r.mask_init.fillna("omp").eq("omp")] for model, rows in ours.items()}
-    sizes = {model: 100 * rows.groupby(["task", "asked_sparsity", "method",
-                                        "max_train"]).score.mean().unstack("max_train").rename(columns="{:g} examples".format)
+    plain = lambda r: r.max_train.notna() & r.mask_at.isna() & r.mask_init.fillna("omp").eq("omp")
+    few = {model: agnostic(rows, ("whole",))[plain] for model, rows in ours.items()}
+    keys, named = ["task", "asked_sparsity", "method", "max_train"], "{:g} examples".format
+    sizes = {model: 100 * rows.groupby(keys).score.mean().unstack("max_train").rename(columns=named)
              for model, rows in few.items() if rows.max_train.nunique() > 1}
     wide = {model: table.stack().unstack("method") for model, table in sizes.items()}
     said = [f"{model}, with fewer examples, {finding(f'{method} above imp', table[method] - table['imp'])}"
@@ -552,6 +560,7 @@ def published_wins() -> Section:   # the paper's Table 3, its wins, and what doe
     count = lambda row, criterion: sum(winning(three("full model", task), three(f"{row}, retrained", task), criterion)
                                        for task in mean)
     kinds = [f"{way}, {kind}" for way in ("s-pruning", "m-pruning") for kind in KIND_COLOURS]
+    wins = {row: {criterion: count(row, criterion) for criterion in WIN_CRITERIA} for row in kinds}
     table2 = paper_table("prasanna_2020", "Table 2")
     cells = table2.drop(columns="Average")
     bad = pd.DataFrame({"Table 2": by_task(cells).loc["'Bad' subnetwork (m-pruning)"],
@@ -559,9 +568,7 @@ def published_wins() -> Section:   # the paper's Table 3, its wins, and what doe
     averages = table2[["Average"]].assign(cells=cells.mean(axis=1))
     return Section({
         "Table 3": mean,
-        "Of nine tasks, how many retrained tickets win": pd.DataFrame({row: {criterion: count(row, criterion)
-                                                                             for criterion in WIN_CRITERIA}
-                                                                             for row in kinds}).T,
+        "Of nine tasks, how many retrained tickets win": pd.DataFrame(wins).T,
         "The bad m-pruned subnetwork in both tables": bad.assign(difference=lambda t: (t["Table 2"] - t["Table 3"]).round(2)).T,
         "Averages of Table 2 that are not those of its cells": averages[(averages.Average - averages.cells).abs() > .01].round(3),
     })
@@ -669,7 +676,10 @@ def outcomes_drawn(
 LIMITS = {"s-pruning": (0, 1), "m-pruning": (.3, .8)}   # ends of the colour scale
 
 # %% ../nbs/54_papers.ipynb #6c8f79b7
-CLAIMS = {"m-pruning": ("earlier layers get pruned more", -1), "s-pruning": ("heads of the earlier and middle layers survive more", 1)}   # and the sign of `early_over_late` that supports it
+CLAIMS = {   # and the sign of `early_over_late` that supports it
+    "m-pruning": ("earlier layers get pruned more", -1),
+    "s-pruning": ("heads of the earlier and middle layers survive more", 1),
+}
 
 # %% ../nbs/54_papers.ipynb #7e59735e
 def survival_maps(
@@ -704,7 +714,8 @@ def _on_most_tasks(name, maps):
     "Figure 15: on how many tasks does a head survive?"
     values = np.stack([values for task, values in maps.items() if task != "wnli"])
     with np.errstate(invalid="ignore"): mean = np.nanmean(values, 0)
-    return f"{(mean[:, :None if name == 'paper' else -1] > .5).mean():.0%} of the heads survive on more than half of the tasks ({name}, s-pruning, WNLI left out)"
+    share = (mean[:, :None if name == "paper" else -1] > .5).mean()
+    return f"{share:.0%} of the heads survive on more than half of the tasks ({name}, s-pruning, WNLI left out)"
 
 # %% ../nbs/54_papers.ipynb #57933536
 def published_file(
@@ -800,7 +811,9 @@ def shared_heads(
     common = overlap(masks)
     pairs = common[common.a < common.b].assign(excess=lambda t: t["mean"] / t.expected - 1)
     common_heatmap(common).set_title(title, fontsize=9)
-    return f"heads in common exceed independence by {pairs.excess.min():.0%} to {pairs.excess.max():.0%}, {pairs.excess.mean():.0%} on average over {len(pairs)} pairs of tasks"
+    low, high, mean = pairs.excess.min(), pairs.excess.max(), pairs.excess.mean()
+    return (f"heads in common exceed independence by {low:.0%} to {high:.0%}, "
+            f"{mean:.0%} on average over {len(pairs)} pairs of tasks")
 
 # %% ../nbs/54_papers.ipynb #11adc543
 def tasks_in_common(
@@ -860,8 +873,8 @@ def attention_shares(
     "Shares of the five patterns of every run (Prasanna et al. 2020, Figures 4 and 18)"
     places = {(Path(result["spec"]["model"]).name, result["task"], *place.split()): row for result in results
               for place, row in result["shares"].items()}
-    index = pd.MultiIndex.from_tuples(places, names=["world", "task", "heads", "model",
-                                                     "kind"]) if places else pd.MultiIndex.from_arrays([[]]*5, names=["world", "task", "heads", "model", "kind"])
+    names = ["world", "task", "heads", "model", "kind"]
+    index = pd.MultiIndex.from_arrays(list(zip(*places)) or [[]]*5, names=names)
     return pd.DataFrame([[row[name] for name in CLASSES] for row in places.values()], index, list(CLASSES), dtype=float)
 
 # %% ../nbs/54_papers.ipynb #71cc2de0
@@ -899,7 +912,10 @@ SETTINGS = {   # of the authors' figures → heads and model
 }
 
 # %% ../nbs/54_papers.ipynb #afaafd4d
-SHARE_PAIRS = {"fine-tuned - pre-trained": ("model", "fine-tuned", "pre-trained"), "norm - raw": ("kind", "norm", "raw"), "surviving - all": ("heads", "surviving", "all")}   # level, after, before
+SHARE_PAIRS = {   # level, after, before
+    "fine-tuned - pre-trained": ("model", "fine-tuned", "pre-trained"),
+    "norm - raw": ("kind", "norm", "raw"), "surviving - all": ("heads", "surviving", "all"),
+}
 
 # %% ../nbs/54_papers.ipynb #ad182962
 def share_moved(

@@ -30,7 +30,9 @@ def finding(
     if not len(gains): return f"{claim}: no runs to judge it by"
     against = [place_name(place) for place in gains.index[gains <= 0]]
     where = "everywhere" if not against else f"in {len(gains) - len(against)} of {len(gains)}" + (f" (not {', '.join(against)})" if len(against) <= 8 else "")
-    return f"{claim}: {'holds' if not against else 'does not hold' if len(against) == len(gains) else 'holds in part'}, {where}; {gains.median():.1f} {unit} at the median, {gains.min():.1f} to {gains.max():.1f}"
+    held = "holds" if not against else "does not hold" if len(against) == len(gains) else "holds in part"
+    return (f"{claim}: {held}, {where}; {gains.median():.1f} {unit} at the median, "
+            f"{gains.min():.1f} to {gains.max():.1f}")
 
 # %% ../nbs/53_report.ipynb #47c316b9
 def verdict(

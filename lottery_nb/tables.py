@@ -29,7 +29,8 @@ from .store import read_result, results
 from .tickets import Ticket
 
 # %% ../nbs/51_tables.ipynb #b6031bf1
-GROUP = ("model", "source", "pool", "scope", "start", "rewind", "mask_at", "mask_init", "mask_rank", "mask_refresh")   # shown only where the runs differ in them
+GROUP = (   # shown only where the runs differ in them
+    "model", "source", "pool", "scope", "start", "rewind", "mask_at", "mask_init", "mask_rank", "mask_refresh")
 BUDGET = ("mask_steps", "mask_learning_rate")   # empty where no mask was trained; shown where those that were differ
 
 # %% ../nbs/51_tables.ipynb #a802da1c
@@ -117,8 +118,11 @@ def read_runs(
 # %% ../nbs/51_tables.ipynb #c40cfd5b
 def ticket_runs(
     place: str | Path | None = None,   # as in `read_runs`
-) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own`: it is the task itself; `whole`: no other run of the task has more training examples, `source_whole`: none more examples of the source
-    "The ticket runs of a folder or table"
+) -> pd.DataFrame:                     # finished ticket runs, possibly none, with `source` (never empty), `own`, `whole` and `source_whole`
+    """The ticket runs of a folder or table
+
+    `own`: the source is the task itself. `whole`: no other run of the task has more training examples;
+    `source_whole`: none has more examples of the source."""
     fields_known = [field.name for field in fields(TicketSpec)]
     table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score",
                                            "mlm_loss", "kd_loss"])
@@ -148,7 +152,8 @@ def worlds(
             for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
 # %% ../nbs/51_tables.ipynb #f836368e
-PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_whole=True)   # settings of a run that no question is asked of
+PLAIN = dict(   # settings of a run that no question is asked of
+    own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_whole=True)
 
 # %% ../nbs/51_tables.ipynb #9c8c517c
 def chosen(
@@ -321,7 +326,7 @@ MASK_METHODS = tuple(method for method, names in READS.items() if "mask_steps" i
 def agnostic(
     runs: pd.DataFrame,             # ticket runs of one model
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
-) -> pd.DataFrame:                  # those whose mask knows no downstream task: found on MLM (as IMP there), one-shot, random and trained masks, at any step and start
+) -> pd.DataFrame:                  # those whose mask knows no downstream task: found on MLM, one-shot, random or trained, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
     rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
     taskless = {method for method, names in READS.items() if "source" not in names} | set(MASK_METHODS)
@@ -330,8 +335,10 @@ def agnostic(
 # %% ../nbs/51_tables.ipynb #763b21c1
 def averages(
     runs: pd.DataFrame,   # ticket runs of one model
-) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed, mask_at ...; score and losses averaged over `tasks` tasks and all retraining seeds
-    "A ticket's average score (Liu et al. 2022, Equation 2), over the tasks that at least half of the tickets were tried on; a ticket that lacks one is left out"
+) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed ...; score and losses, means over `tasks` tasks and seeds
+    """A ticket's average score (Liu et al. 2022, Equation 2)
+
+    Over the tasks that at least half of the tickets were tried on; a ticket that lacks one is left out."""
     keys = ["method", "asked_sparsity", "mask_seed", "mask_at", "mask_steps", "mask_init"]
     means = agnostic(runs).groupby([*keys, "task"], dropna=False)[["score", "full_score", "mlm_loss",
                                                                    "kd_loss"]].mean().reset_index()
@@ -388,7 +395,8 @@ def our_survival(
     found = {}
     for row in rows[rows.folder.ne("")].itertuples():
         result = read_result(Path(row.folder))
-        heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask")) if row.method == "s-pruning" else (result["head_shares"], result["mlp_shares"])
+        if row.method == "s-pruning": heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask"))
+        else: heads, mlps = result["head_shares"], result["mlp_shares"]
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
     return {task: np.mean(seeds, 0) for task, seeds in sorted(found.items())}
 
