@@ -46,7 +46,8 @@ def run_help(
     "What `lottery-nb run TEMPLATE --help` shows"
     helps = field_help(SPECS[one_of("template", template, SPECS)])
     rows = [f"  --{f.name.replace('_', '-'):<16} {str(f.default):<12} {helps.get(f.name, '')}" for f in fields(SPECS[template])]
-    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] [--json]", "", "Fields, their defaults, their meaning:", *rows])
+    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] [--json]", "",
+                      "Fields, their defaults, their meaning:", *rows])
 
 # %% ../nbs/62_cli.ipynb #35a7e666
 def read_fields(
@@ -101,7 +102,8 @@ def text_table(
     return "\n".join("  ".join(str(value).ljust(w) if l else str(value).rjust(w) for value, w, l in zip(line, widths, left)).rstrip() for line in lines)
 
 # %% ../nbs/62_cli.ipynb #2615004f
-app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False)
 ticket_app = typer.Typer(help="Look at a ticket, check it.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
@@ -157,12 +159,16 @@ def sweep_command(
     gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
     runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
     backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install lottery-nb[ray]).")] = "local",
-    ray_address: Annotated[Optional[str], typer.Option("--ray-address", help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
+    ray_address: Annotated[Optional[str],
+                           typer.Option("--ray-address",
+                                        help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
     cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", help="Ray: cores of a run.")] = 1,
     gpus_per_run: Annotated[float, typer.Option("--gpus-per-run", help="Ray: GPUs of a run; 0.5 puts two on one.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print the runs, their trainings, steps and hours.")] = False,
-    step_time: Annotated[Optional[float], typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model is here.")] = None,
+    step_time: Annotated[Optional[float],
+                         typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model "
+                                                          "is here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Dry run: one machine-readable line.")] = False,
     commands: Annotated[bool, typer.Option("--print", help="Run nothing: print one `lottery-nb run` command a run, for job arrays.")] = False,
 ):
@@ -189,7 +195,8 @@ def run_command(
     "The command that executes one run"
     words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
     for name, value in spec.differing().items():
-        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None or isinstance(value, bool) else str(value)]
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
     return shlex.join(words)
 
 # %% ../nbs/62_cli.ipynb #b1a88fdf
@@ -197,15 +204,17 @@ def costs(
     specs: list,                # the runs of a grid
     runs: str | None,           # folder of all runs
     step_time: float | None,    # seconds a step; None = measured
-) -> dict:                      # runs and whether they are done; trainings by kind; steps_alone, steps_shared, saved (share), steps_left (at most); hours; unknown (trainings)
+) -> dict:                      # runs (done or not), trainings by kind, steps_alone, steps_shared, saved (share), steps_left (at most), hours, unknown
     "What a grid costs; nothing runs and nothing is written"
     from lottery_nb.plan import hours, plan
     known = known_results(specs, runs, force=False)
     done = [isinstance(known.get(spec.id), dict) for spec in specs]
     table, left = plan(specs), plan([spec for spec, ready in zip(specs, done) if not ready])
     alone, shared = int(table.steps_alone.sum()), int(table.steps_shared.sum())
-    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"), "steps_alone": alone, "steps_shared": shared,
-            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()), "unknown": int(table.unknown.sum()), "hours": hours(specs, step_time)}
+    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"),
+            "steps_alone": alone, "steps_shared": shared,
+            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()), "unknown": int(table.unknown.sum()),
+            "hours": hours(specs, step_time)}
 
 # %% ../nbs/62_cli.ipynb #1fcae52a
 def cost_text(
@@ -216,11 +225,15 @@ def cost_text(
     total = {"training": "all"} | {name: sum(row[name] for row in rows) for name in rows[0] if name != "training"}
     taken, done = found["hours"], sum(run["done"] for run in found["runs"])
     lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
-    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most {found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves (early-bird), or their data is not here (give max_steps or data_dir)")
+    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most "
+                 f"{found['steps_left']:,} steps are left")
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves "
+                                      "(early-bird), or their data is not here (give max_steps or data_dir)")
     lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
-    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on this machine); give --step-time SECONDS")
-    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} without sharing; evaluation comes on top")
+    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on "
+                                        "this machine); give --step-time SECONDS")
+    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} "
+                       "without sharing; evaluation comes on top")
     return "\n".join(lines)
 
 # %% ../nbs/62_cli.ipynb #68301707
@@ -246,7 +259,8 @@ def report(
         if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
         seconds = time.time() - begun
         ahead = f", about {duration(seconds * (len(specs) - count) / (count - ready))} left" if ready < count < len(specs) else ""
-        typer.echo(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] {failed[-1] if isinstance(result, Exception) else sentence(result)}")
+        typer.echo(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] "
+                   f"{failed[-1] if isinstance(result, Exception) else sentence(result)}")
     if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
 
 # %% ../nbs/62_cli.ipynb #9cec87ae
@@ -283,7 +297,8 @@ def results_command(
     damaged = []
     table = results(runs, damaged.append)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs), nl=format != "csv" or parquet is not None)
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
+               nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
 # %% ../nbs/62_cli.ipynb #44b8031e
@@ -345,7 +360,8 @@ def ticket_folder(
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")
 def agreement_command(
-    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as JSON, plain or .gz.")],
+    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as "
+                                              "JSON, plain or .gz.")],
     kind: Annotated[str, typer.Option(help="Which masks of the file, or what the runs pruned: heads_mlps, heads, mlps.")] = "heads_mlps",
     draws: Annotated[int, typer.Option(help="Permutations of each null.", min=1)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One line: an object per task, full precision.")] = False,
@@ -365,7 +381,8 @@ def report_command(
     paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
     second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
-    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default LOTTERY_NB_PUBLISHED.")] = None,
+    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
+                                                           "LOTTERY_NB_PUBLISHED.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
@@ -465,7 +482,8 @@ def main(
 ) -> int:                             # exit code
     "Run the command line; `BadInput` and file-system errors give 2, a failed run 1, Ctrl-C 130"
     try: said, code = "", app(words, standalone_mode=False) or 0
-    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None) or "a file") or error, 1 if isinstance(error, RunFailed) else 2
+    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None)
+                                                                           or "a file") or error, 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt: said, code = "", 130
     except Exception as error:
         if not hasattr(error, "exit_code"): raise

@@ -63,7 +63,8 @@ def binary(
 ) -> np.ndarray:                 # the same as bool
     "Read an array of 0 and 1; anything else is `BadInput`"
     try: array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError): raise BadInput(f"{name} must be a rectangular array of 0 and 1, got {type(values).__name__} of uneven or other values") from None
+    except (TypeError, ValueError): raise BadInput(f"{name} must be a rectangular array of 0 and 1, got {type(values).__name__} of uneven "
+                                                   "or other values") from None
     if array.ndim != dims: raise BadInput(f"{name} must have {dims} dimension(s), got shape {array.shape}")
     if not np.isin(array, (0, 1)).all(): raise BadInput(f"{name} must hold 0 and 1 only, got {float(array[~np.isin(array, (0, 1))][0])}")
     return array.astype(bool)
@@ -293,7 +294,8 @@ def cut_closed(
     keep_bias: bool = True,    # keep the bias of an emptied attention (D16)
 ) -> nn.Module:                # the same model; its config remembers the gates
     "Remove closed heads and MLPs from a model"
-    if open_gates(model).heads.shape != gates.heads.shape: raise BadInput(f"gates must be {open_gates(model).heads.shape} for heads in this model, got {gates.heads.shape}")
+    if open_gates(model).heads.shape != gates.heads.shape: raise BadInput(f"gates must be {open_gates(model).heads.shape} for heads in "
+                                                                          f"this model, got {gates.heads.shape}")
     for layer, heads, mlp in zip(encoder_layers(model), *gates):
         cut_heads(layer, architecture(model), heads, keep_bias)
         if not mlp: cut_mlp(layer, architecture(model))
@@ -387,7 +389,8 @@ def speed_table(
     repeats: int = 7,                      # rounds of timing
 ) -> pd.DataFrame:                         # one row per model: parameters, FLOPs, milliseconds and speed-up per batch size
     "Parameters, operations and measured time of models, beside the first one"
-    table = pd.DataFrame({"parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()}, "MFLOPs": {n: flops(m, tokens) / 1e6 for n, m in models.items()}})
+    table = pd.DataFrame({"parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
+                          "MFLOPs": {n: flops(m, tokens) / 1e6 for n, m in models.items()}})
     for size in batch_sizes:
         table[f"ms, batch {size}"] = 1e3 * pd.Series(latency(models, size, tokens, repeats))
         table[f"speed-up, batch {size}"] = table[f"ms, batch {size}"].iloc[0] / table[f"ms, batch {size}"]

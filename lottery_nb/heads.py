@@ -46,7 +46,8 @@ def name_heads(
     for text in bar(read_texts(model, tokenizer, texts, kind, **options), f"{kind} maps", progress, len(texts)):
         places = [(layer, head) for layer, maps in enumerate(text.maps) for head in range(len(maps))]
         names, probabilities = cnn.predict([text.maps[layer][head] for layer, head in places])
-        rows += [dict(text=text.index, layer=layer, head=head, pattern=name, probability=float(sure)) for (layer, head), name, sure in zip(places, names, probabilities.max(1))]
+        rows += [dict(text=text.index, layer=layer, head=head, pattern=name, probability=float(sure))
+                 for (layer, head), name, sure in zip(places, names, probabilities.max(1))]
     return pd.DataFrame(rows).sort_values(["text", "layer", "head"], ignore_index=True)
 
 # %% ../nbs/43_heads.ipynb #7e4b6228
@@ -150,7 +151,8 @@ def surviving_heads(
     ticket = Ticket.load(folder/"ticket" if (folder/"ticket").is_dir() else folder)
     if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
     heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
-    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has {there[0]} × {there[1]}")
+    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has "
+                                            f"{there[0]} × {there[1]}")
     return heads
 
 # %% ../nbs/43_heads.ipynb #51f9ae38
@@ -213,6 +215,7 @@ def annotation_notebook(
         tokenizer = load_tokenizer(spec.model)
         records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts, spec.seed, kind, spec.model, spec.task)
         with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    cell = f"from lottery_nb.labels import Annotator, annotation_page, json_lines\n\nannotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))"
+    cell = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
+            f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))")
     with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)
     return page

@@ -106,7 +106,8 @@ def load_config(
     except BadInput: raise
     except Exception as error: raise BadInput(f"the configuration of model {model} cannot be loaded: {short_reason(error)}") from None
     row = architecture(config, f" of model {model}")
-    if task.kind == "mlm" and not row.mlm: raise BadInput(f"masked language modelling needs a head that predicts words, a {config.model_type} model ({model}) has none")
+    if task.kind == "mlm" and not row.mlm: raise BadInput("masked language modelling needs a head that predicts words, a "
+                                                          f"{config.model_type} model ({model}) has none")
     for name in row.dropout if dropout is not None else (): setattr(config, name, dropout)
     return config
 

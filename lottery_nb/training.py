@@ -196,7 +196,8 @@ class PlainTrainer(Trainer):
         if (scaler := getattr(self.accelerator, "scaler", None)) is not None: write_json(Path(output_dir)/"scaler.json", scaler.state_dict())
 
     def _load_scaler(self, checkpoint):
-        if checkpoint is not None and (Path(checkpoint)/"scaler.json").exists(): self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint)/"scaler.json"))
+        if checkpoint is not None and (scaler := Path(checkpoint)/"scaler.json").exists():
+            self.accelerator.scaler.load_state_dict(read_json(scaler))
 
 # %% ../nbs/24_training.ipynb #d9d3e01b
 def precision() -> dict:   # arguments of TrainingArguments
@@ -339,7 +340,8 @@ def train(
     "Train from the last checkpoint to the end, and leave neither checkpoints nor marks on the model"
     net, folder = trainer.model, Path(trainer.args.output_dir)
     with repeatable(), quiet(): trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    for left in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
+    for left in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
     net.cpu().eval().zero_grad()
     broken = next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None)
     if broken: raise Diverged(f"{broken} is no number after {trainer.state.global_step} steps (learning rate {trainer.args.learning_rate:g}): {REMEDY}")
