@@ -386,6 +386,7 @@ def imported(
     path: str | Path,        # what `read_any_mask` reads
     model: nn.Module,        # the model it is for, at θ0
     pool: str = "encoder",   # one of `POOLS`
+    /,
     **values,                # further provenance, such as `model`: the name of the base model
 ) -> Ticket:                 # method `given`; its parent is the ticket or the file
     "A ticket from somebody's mask"
