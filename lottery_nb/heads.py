@@ -23,13 +23,13 @@ from .baseline import target_spec, theta0
 from .files import BadInput, atomic, read_json, stage
 from .gates import Gates
 from .labels import sample_maps
-from .models import load_tokenizer
+from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
 from .store import runs_root, stage_folder
 from .structured import fine_tuned
 from .tasks import get_task, load_data
-from .tickets import Ticket
+from .tickets import Ticket, check_architecture, check_weights
 
 # %% ../nbs/43_heads.ipynb #1630cd35
 def name_heads(
@@ -146,11 +146,13 @@ def surviving_heads(
 ) -> np.ndarray | None:               # bool, layer × head; None where the spec names no ticket
     "The heads that a structured run kept"
     if not spec.ticket: return None
-    folder = Path(spec.ticket) if Path(spec.ticket).exists() else runs_root(root)/spec.ticket
-    ticket = Ticket.load(folder/"ticket" if (folder/"ticket").is_dir() else folder)
+    ticket = Ticket.load(spec.ticket if Path(spec.ticket).exists() else runs_root(root)/spec.ticket)
     if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
     heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
     if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has {there[0]} × {there[1]}")
+    model = base_of(spec.model)
+    check_architecture(ticket, model)
+    check_weights(ticket, model)
     return heads
 
 # %% ../nbs/43_heads.ipynb #51f9ae38

@@ -84,7 +84,8 @@ def retrain(
     def make(partial: Path):
         model = starting_model(spec, ticket, root)
         train_into(partial, model, target_spec(spec), mask=present(ticket.mask, model), **remaining_steps(spec))
-        if spec.keep_model: model.save_pretrained(partial/"model")
+        if spec.keep_model:
+            for part in (model, materials(target_spec(spec))[2]): part.save_pretrained(partial/"model")
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 
