@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers', 'report',
-           'status_command', 'results_command', 'summarised', 'info', 'verify_command', 'import_command',
-           'export_command', 'combine_command', 'save_ticket', 'agreement_command', 'report_command',
-           'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'data_check', 'main']
+           'text_table', 'tidied', 'what_is_read', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
+           'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
+           'report_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'leftover_check',
+           'data_check', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -22,11 +23,12 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .files import BadInput, one_of
+from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
 from .spec import SPECS, RunSpec, make_spec, parse_value
-from .store import read_result, results, run_folder, runs_root, verify_run, write_table
-from .sweep import RunFailed, Worker, gpu_slots, progress, sweep, sweep_on_ray, visible_gpus
+from .names import is_file
+from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
+from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/62_cli.ipynb #918d8492
 def field_help(
@@ -106,6 +108,22 @@ app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
 
+# %% ../nbs/62_cli.ipynb #f93fa39f
+def tidied(
+    runs: str | None,   # folder of all runs
+):
+    "Delete what killed processes left where runs and stages lie"
+    for folder in (runs_root(runs), runs_root(runs)/"stages"): sweep_up(folder)
+
+# %% ../nbs/62_cli.ipynb #56f9d103
+def what_is_read(
+    spec: RunSpec,   # a run
+) -> str:            # one line; empty where its data are no file of the user's own
+    "Say before training what a data file was taken for"
+    if not is_file(spec.task): return ""
+    from lottery_nb.tasks import understood
+    return understood(spec)
+
 # %% ../nbs/62_cli.ipynb #c742aa62
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def run(
@@ -122,9 +140,10 @@ def run(
     spec = make_spec(one_of("template", template, SPECS), read_fields(template, context.args))
     folder = run_folder(spec, runs)
     if dry_run: return typer.echo(json.dumps({"folder": str(folder), "template": template} | asdict(spec), indent=1))
-    done = read_result(folder) is not None and not force
-    if done: result = read_result(folder)
-    else:
+    tidied(runs)
+    result = None if force else finished(folder)
+    if not (done := result is not None):
+        for said in (changed_inputs(spec, runs), what_is_read(spec)): typer.echo(said) if said else None
         typer.echo(f"running {spec.id}; notebook {folder/'run.ipynb'}, log {folder/'log.txt'}")
         with Worker(runs) as worker: result = worker.execute(spec, force, progress=sys.stderr.isatty())
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
@@ -159,8 +178,8 @@ def sweep_command(
     if backend == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices)
     elif workers or gpus: raise BadInput("backend ray takes --cpus-per-run and --gpus-per-run, not --workers or --gpus")
     else: ended = sweep_on_ray(specs, runs, force, ray_address, cpus_per_run, gpus_per_run)
-    ready = 0 if force else sum((run_folder(spec, runs)/"result.json").exists() for spec in specs)
-    report(specs, ended, ready)
+    tidied(runs)
+    report(specs, ended, len(known_results(specs, runs, force)))
     typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
 
 # %% ../nbs/62_cli.ipynb #27db702c
@@ -182,7 +201,8 @@ def costs(
 ) -> dict:                      # runs and whether they are done; trainings by kind; steps_alone, steps_shared, saved (share), steps_left (at most); hours; unknown (trainings)
     "What a grid costs; nothing runs and nothing is written"
     from lottery_nb.plan import hours, plan
-    done = [read_result(run_folder(spec, runs)) is not None for spec in specs]
+    known = known_results(specs, runs, force=False)
+    done = [isinstance(known.get(spec.id), dict) for spec in specs]
     table, left = plan(specs), plan([spec for spec, ready in zip(specs, done) if not ready])
     alone, shared = int(table.steps_alone.sum()), int(table.steps_shared.sum())
     return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"), "steps_alone": alone, "steps_shared": shared,
@@ -238,7 +258,10 @@ def status_command(
     as_json: Json = False,
 ):
     "Say how far a grid is, while a sweep runs or after it."
-    found = progress(read_grid(grid), runs)
+    tidied(runs)
+    found = progress(specs := read_grid(grid), runs)
+    broken = [error for error in known_results(specs, runs, force=False).values() if isinstance(error, BadInput)] if found["total"]["failed"] else []
+    for error in broken: typer.echo(f"lottery-nb: {error}", err=True)
     if as_json: return typer.echo(json.dumps(found))
     total = {"template": "all", "task": "", "method": ""} | found["total"]
     typer.echo(text_table([*found["rows"], total]))
@@ -255,16 +278,28 @@ def results_command(
     figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
     parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
 ):
-    "Print the table of finished runs."
+    "Print the table of finished runs; damaged results are named, and the exit code is 1."
     one_of("format", format, ("table", "csv", "json"))
-    table = results(runs)
+    tidied(runs)
+    damaged = []
+    table = results(runs, damaged.append)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    if parquet: return typer.echo(f"{len(table)} rows in {write_table(table, parquet)}")
-    if format == "csv": return typer.echo(table.to_csv(index=False), nl=False)
-    if format == "json": return typer.echo(table.to_json(orient="records"))
-    if not len(table): return typer.echo(f"no finished runs in {runs_root(runs)}")
-    shown = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id") if name in table]
-    typer.echo((table if summary else table[shown]).to_string(index=False, float_format="{:.4f}".format))
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs), nl=format != "csv" or parquet is not None)
+    if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
+
+# %% ../nbs/62_cli.ipynb #44b8031e
+def shown_table(
+    table: Any,          # pandas DataFrame, the results table or its summary
+    format: str,         # table, csv or json
+    summary: bool,       # whether it is the summary
+    runs: str | None,    # folder of all runs
+) -> str:                # text
+    "The results table for a terminal or another program"
+    if format == "csv": return table.to_csv(index=False)
+    if format == "json": return table.to_json(orient="records")
+    if not len(table): return f"no finished runs in {runs_root(runs)}"
+    columns = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id") if name in table]
+    return (table if summary else table[columns]).to_string(index=False, float_format="{:.4f}".format)
 
 # %% ../nbs/62_cli.ipynb #302fd6da
 def summarised(
@@ -426,7 +461,7 @@ def checks(
     for name in ("torch", "transformers", "datasets", "papermill", "safetensors", "ipykernel"):
         try: rows.append((name, True, version(name)))
         except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
-    return rows + [device_check(), folder_check("runs", runs_root(runs)), data_check()]
+    return rows + [device_check(), folder_check("runs", runs_root(runs)), leftover_check(runs_root(runs)), data_check()]
 
 # %% ../nbs/62_cli.ipynb #4116e736
 def device_check() -> tuple[str, bool, str]:   # name, good, found
@@ -448,6 +483,18 @@ def folder_check(
         return name, True, str(folder)
     except OSError as error: return name, False, f"{folder} is not writable: {error.strerror}"
 
+# %% ../nbs/62_cli.ipynb #e460cdc4
+def leftover_check(
+    folder: Path,   # of all runs
+) -> tuple[str, bool, str]:   # name, good, found
+    "What killed and unfinished runs left: temporary files go, unfinished stages stay for the next run"
+    lost = [path for path in folder.rglob(".*") if left_over(path)]
+    sweep_up(folder, below=True)
+    partial = [path for path in folder.rglob("*.partial") if path.is_dir()]
+    size = sum(file.stat().st_size for stage in partial for file in stage.rglob("*") if file.is_file())
+    said = f"{len(partial)} unfinished stages, {size / 1e6:.0f} MB, from which the next run goes on" if partial else "none"
+    return "leftovers", True, said + (f"; {len(lost)} temporary files and folders of killed processes deleted" if lost else "")
+
 # %% ../nbs/62_cli.ipynb #2026def4
 def data_check() -> tuple[str, bool, str]:   # name, good, found
     "Whether local data is named by the environment"
@@ -460,12 +507,13 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
 def main(
     words: list[str] | None = None,   # command-line words; None = the process's own
 ) -> int:                             # exit code
-    "Run the command line; `BadInput` and file-system errors give 2, a failed run 1"
-    try: return app(words, standalone_mode=False) or 0
-    except (BadInput, OSError, RunFailed) as error: said, code = error, 1 if isinstance(error, RunFailed) else 2
-    except KeyboardInterrupt: said, code = "interrupted; finished stages and runs are kept, the same command goes on from there", 130
+    "Run the command line; `BadInput` and file-system errors give 2, a failed run 1, Ctrl-C 130"
+    try: said, code = "", app(words, standalone_mode=False) or 0
+    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None) or "a file") or error, 1 if isinstance(error, RunFailed) else 2
+    except KeyboardInterrupt: said, code = "", 130
     except Exception as error:
         if not hasattr(error, "exit_code"): raise
         said, code = getattr(error, "format_message", lambda: "")(), error.exit_code
+    if code == 130: said = "interrupted; finished stages and runs are kept, the same command goes on from there"
     if str(said): print(f"lottery-nb: {said}", file=sys.stderr)
     return code

@@ -20,8 +20,9 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 
-from .files import BadInput, one_of, read_json
+from .files import BadInput, one_of
 from .gates import Gates, binary, weight_share
+from .store import finished_runs
 
 # %% ../nbs/50_compare.ipynb #2be92b52
 def spread(
@@ -214,8 +215,7 @@ def run_masks(
 ) -> dict[str, dict[str, Gates]]:   # task → seed → good gates
     "The good gates of finished structured runs"
     masks = {}
-    for path in sorted(folder.glob("*/result.json")):
-        result = read_json(path)
+    for result in finished_runs(folder):
         if result.get("template") != "structured" or result["spec"].get("super_seeds") or result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
         task, seed, good = result["spec"]["task"], str(result["spec"]["seed"]), Gates.from_json(result["gates"]["good"])
         if masks.setdefault(task, {}).setdefault(seed, good) != good: raise BadInput(f"{folder} holds two runs of task {task}, seed {seed}, with other gates: agreement needs runs that differ in their seed only; give each setting its own folder")

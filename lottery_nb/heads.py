@@ -8,7 +8,6 @@ __all__ = ['PUBLISHED', 'MODELS', 'name_heads', 'pattern_shares', 'heterogeneous
            'annotation_notebook']
 
 # %% ../nbs/43_heads.ipynb #9b27ec64
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,18 @@ from scipy.stats import permutation_test
 from torch import nn
 
 from .attention import read_texts
-from .baseline import target_spec, theta0
-from .files import BadInput, atomic, read_json, stage
+from .baseline import record, target_spec, theta0
+from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
 from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
-from .store import runs_root, stage_folder
+from .store import stage_folder
 from .structured import fine_tuned
-from .tasks import get_task, load_data
+from .tasks import load_data, task_of
 from .tickets import Ticket, check_architecture, check_weights
+from .weights import tensor_digest
 
 # %% ../nbs/43_heads.ipynb #1630cd35
 def name_heads(
@@ -97,7 +97,7 @@ def texts_of(
     tokenizer: Any,                 # of the spec's model
 ) -> list:                          # sentences or pairs of the evaluation set, in random order
     "The texts whose maps are read: those of `shortest` to `max_length` tokens (Prasanna et al. 2020: 100 a task)"
-    task = get_task(spec.task, spec.columns)
+    task = task_of(spec)
     rows = load_data(spec)[task.evaluation[0]]
     chosen = []
     for i in np.random.default_rng(spec.seed).permutation(len(rows)):
@@ -125,8 +125,8 @@ def named_heads(
 ) -> pd.DataFrame:                    # model (pre-trained, fine-tuned), kind (raw, norm), text, layer, head, pattern, probability
     "Name every head of both models on every text, as a stage (Prasanna et al. 2020, Appendix F)"
     cnn, tokenizer = classifier_of(spec), load_tokenizer(spec.model)
-    weights = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in cnn.state_dict().values())).hexdigest()
-    depends = {name: value for name, value in spec.differing().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
+    weights = tensor_digest(cnn.state_dict().values())
+    depends = {name: value for name, value in spec.identity().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
         for model, load in MODELS.items():
@@ -178,7 +178,7 @@ def attention_result(
         found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], surviving, seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
-    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | flat
+    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | record(spec) | flat
 
 # %% ../nbs/43_heads.ipynb #93d2de32
 def clearest(

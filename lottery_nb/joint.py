@@ -116,4 +116,4 @@ def finetune_jointly(
         callbacks=[Keeper(Path(folder), every, None)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(nets[0], mask) if mask is not None else nullcontext(): train(trainer)
-    return Training(history(trainer), length)
+    return Training(history(trainer), trainer.state.global_step)

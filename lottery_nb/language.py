@@ -10,8 +10,9 @@ __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'O
            'QUESTION_FORMS', 'KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER',
            'COSTS', 'ROWS', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs', 'Draw', 'wheel',
            'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say', 'swap_synonyms', 'change', 'general',
-           'entailed', 'Document', 'related', 'ask', 'story', 'winograd', 'verdict', 'present', 'questions', 'reserved',
-           'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows', 'micro_task']
+           'entailed', 'Document', 'echo', 'related', 'ask', 'story', 'winograd', 'verdict', 'present', 'questions',
+           'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows',
+           'micro_task']
 
 # %% ../nbs/20_language.ipynb #9b27ec64
 import random
@@ -383,14 +384,18 @@ class Document(NamedTuple):
     second: str  # B
     label: int   # 0: B belongs to A; 1: it does not
 
-# %% ../nbs/20_language.ipynb #09a6bb8f
-COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "place", "agent", "negation")   # the hard ones twice
-
-def _echo(lex, draw):
-    "An event said twice in the same words, or with one change: the stepping stone to comparison"
+# %% ../nbs/20_language.ipynb #7b4db951
+def echo(
+    lex: Lexicon,   # words to speak with
+    draw: Draw,     # choices
+) -> Document:      # an event said twice in the same words (0), or with one change (1)
+    "The stepping stone to comparison"
     event, changes = make_event(lex, draw), draw.chance(.5)
     second = change(event, lex, draw, ("noun", "verb", "place", "agent"))[0] if changes else event
     return Document(render(event), render(second), int(changes))
+
+# %% ../nbs/20_language.ipynb #09a6bb8f
+COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "place", "agent", "negation")   # the hard ones twice
 
 def _compare(lex, draw):
     "An event and the same event restated (half word for word, half with synonyms), or changed"
@@ -657,7 +662,7 @@ def _questions(lex, draw):
     same = draw.chance(.5)
     return Document(*questions(lex, draw, same, (0, 0, 1, 2), alike=.5), 0 if same else 1)
 
-KINDS = dict(echo=_echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
+KINDS = dict(echo=echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
              questions=_questions)
 SHARES = dict(echo=3, compare=18, is_it_true=10, facts=20, who_did_what=10, pronouns=8, review=9, present=9, narrative=3, questions=10)
 SWAPPED = {"who_did_what", "review", "narrative"}   # B may come from another document of the kind: the label says so

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'RECIPE', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed', 'pack', 'batches', 'masked_batch',
-           'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained', 'tiny_world']
+           'Trainee', 'pretrain', 'micro_id', 'pretrained', 'tiny_world']
 
 # %% ../nbs/21_micro.ipynb #7f753bc2
-import os
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from .files import atomic, one_of, short_hash, stage, write_json
-from .language import LABELLED, SPECIALS, Document, Draw, _echo, documents, lexicon, micro_tokenizer, micro_vocab, reserved
+from .files import atomic, cache_dir, one_of, short_hash, stage, write_json
+from .language import LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer, micro_vocab, reserved
 from .spec import WORLD
+from .weights import architecture, encoder_layers, mlm_head
 
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
 SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05, hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
@@ -55,16 +55,17 @@ def mimetic(
     import torch
     generator = torch.Generator().manual_seed(seed)
     noise = lambda size: torch.randn(size, size, generator=generator)
-    layers = model.base_model.encoder.layer
+    layers, families = encoder_layers(model), architecture(model).families
     with torch.no_grad():
         for i, layer in enumerate(layers):
-            size, attention = layer.attention.self.query.weight.shape[0], layer.attention
+            matrices = {family: layer.get_submodule(path).weight for family, path in families.items()}
+            size = len(matrices["query"])
             value, rotation = (torch.linalg.qr(noise(size))[0] for _ in range(2))
             scale = .8 if i < len(layers) / 2 else .3
-            attention.self.value.weight.copy_(.7 * value + .02 * noise(size))
-            attention.output.dense.weight.copy_(.7 * value.T + .02 * noise(size))
-            for matrix in (attention.self.query, attention.self.key): matrix.weight.copy_(scale * rotation + .02 * noise(size))
-        dense = model.cls.predictions.transform.dense if hasattr(model, "cls") else model.lm_head.dense
+            matrices["value"].copy_(.7 * value + .02 * noise(size))
+            matrices["attention_output"].copy_(.7 * value.T + .02 * noise(size))
+            for family in ("query", "key"): matrices[family].copy_(scale * rotation + .02 * noise(size))
+        dense = next(module for module in mlm_head(model).modules() if isinstance(module, torch.nn.Linear))
         dense.weight.add_(torch.eye(dense.weight.shape[0]))
     return model
 
@@ -74,7 +75,7 @@ def lessons(
 ) -> list[Document]:     # echoes, then the corpus; label -100 where a kind of document has none to learn
     "The documents of a pre-training in their order"
     draw, lex, count = Draw(f"echoes {recipe['seed']}"), lexicon(), recipe["steps"] * recipe["batch"]
-    echoes = [document for _ in range(min(count, recipe["echoes"])) if not reserved(*(document := _echo(lex, draw))[:2])]
+    echoes = [document for _ in range(min(count, recipe["echoes"])) if not reserved(*(document := echo(lex, draw))[:2])]
     mixed = islice(documents(recipe["seed"]), count - len(echoes))
     return echoes + [d if kind in LABELLED else d._replace(label=-100) for kind, d in mixed]
 
@@ -226,11 +227,6 @@ def pretrain(
     write_json(Path(folder)/"pretraining.json", dict(recipe=recipe, losses=[round(loss, 4) for loss in losses]))
     checkpoint.unlink(missing_ok=True)
     return folder
-
-# %% ../nbs/21_micro.ipynb #e6bf7e8e
-def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
-    "Folder of stages that all runs share"
-    return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")
 
 # %% ../nbs/21_micro.ipynb #4cd12d12
 @lru_cache

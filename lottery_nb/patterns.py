@@ -9,7 +9,6 @@ __all__ = ['CLASSES', 'layout', 'normal', 'diagonal_part', 'vertical_part', 'blo
            'study', 'measures', 'rule_label', 'default_cnn']
 
 # %% ../nbs/41_patterns.ipynb #3e3c8672
-import hashlib
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -21,8 +20,8 @@ from sklearn import metrics
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 
-from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
-from .micro import cache_dir
+from .files import BadInput, atomic, cache_dir, one_of, read_json, short_hash, stage, write_json
+from .weights import tensor_digest
 
 # %% ../nbs/41_patterns.ipynb #6441d585
 CLASSES = ("vertical", "diagonal", "vertical+diagonal", "block", "heterogeneous")
@@ -419,7 +418,7 @@ def default_cnn(
 ) -> PatternCNN:         # the classifier
     "The classifier trained on made-up maps, made on first use (about a minute)"
     begin = np.concatenate([one.ravel() for one in synthetic(20, seed)[0]])
-    key = dict(maps=maps, epochs=epochs, seed=seed, begin=hashlib.sha256(begin.tobytes()).hexdigest())
+    key = dict(maps=maps, epochs=epochs, seed=seed, begin=tensor_digest([torch.from_numpy(begin)]))
     def make(partial: Path):
         train_cnn(*synthetic(maps, seed), partial, epochs, seed, progress=True).save(partial)
         (partial/"training.safetensors").unlink()

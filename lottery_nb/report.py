@@ -26,10 +26,11 @@ from scipy.stats import spearmanr
 
 from .compare import transfer, transfer_to_full, winning_sparsity
 from .figures import full_scores
-from .files import BadInput, atomic, one_of
+from .files import BadInput, atomic, one_of, runs_root
 from .masks import Mask
-from .spec import CHOICES, MagnitudeSpec, StructuredSpec, TicketSpec, task_name
-from .store import read_result, results, runs_root
+from .names import task_name
+from .spec import CHOICES, MagnitudeSpec, StructuredSpec, TicketSpec
+from .store import read_result, results
 from .tickets import Ticket
 
 # %% ../nbs/53_report.ipynb #9d44d8d3

@@ -5,28 +5,28 @@
 # %% auto #0
 __all__ = ['Spec', 'fine_tuned', 'judge', 'rule_score', 'dev_batches', 'measures', 'steps_table', 'mlp_ratio', 'search',
            'search_steps', 'found_gates', 'first_importance', 'compared_gates', 'retraining', 'retrain_gates',
-           'outcomes', 'baseline', 'comparison', 'gates_result', 'gates_ticket']
+           'outcomes', 'comparison', 'gates_result', 'gates_ticket', 'retrained_thrice', 'gates_pieces']
 
 # %% ../nbs/36_structured.ipynb #715905b7
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import dense, materials, target_spec, theta0, train_into
+from .baseline import Piece, beside_guess, dense, dense_piece, length_of, materials, record, target_spec, theta0, train_into
 from .files import atomic, one_of, read_json, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
 from .models import start_weights
 from .spec import MagnitudeSpec, RunSpec, StructuredSpec, slugged
 from .store import stage_folder
 from .subnetworks import Search, bad_gates, gates_mask, prune_gates, random_gates, remember, super_bad, super_random, super_survivors
-from .tasks import majority, references
 from .tickets import Ticket, provenance_of
 from .training import encoded, evaluate, load_weights
+from .weights import architecture
 
 # %% ../nbs/36_structured.ipynb #9b5c89a0
 Spec = StructuredSpec | MagnitudeSpec
@@ -98,10 +98,10 @@ def steps_table(
 
 # %% ../nbs/36_structured.ipynb #5611634f
 def mlp_ratio(
-    model: PreTrainedModel,   # any BERT or RoBERTa
+    model: PreTrainedModel,   # any model of the table
 ) -> float:                   # intermediate size ÷ hidden size
     "How much wider an MLP is than the model"
-    return model.config.intermediate_size / model.config.hidden_size
+    return getattr(model.config, architecture(model).mlp_size) / model.config.hidden_size
 
 # %% ../nbs/36_structured.ipynb #edd7548e
 def search(
@@ -117,7 +117,7 @@ def search(
         found = prune_gates(open_gates(model), *known, spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
-    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.differing() | {n: getattr(spec, n) for n in names}, root), make)
+    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.identity() | {n: getattr(spec, n) for n in names}, root), make)
 
 # %% ../nbs/36_structured.ipynb #7225ef7e
 def search_steps(
@@ -169,7 +169,7 @@ def retrain_gates(
 ) -> Path:                            # stage folder: pruned.json and scores.json (metric → value), history.parquet
     "Score the pruned model, then retrain the subnetwork from pre-trained weights (Prasanna et al. 2020, section 4.2)"
     target = target_spec(spec)
-    key = {"full": target.differing(), "training": retraining(spec).differing(), "gates": gates.to_json(), "start": spec.start, "keep_bias": spec.keep_bias}
+    key = {"full": target.identity(), "training": retraining(spec).identity(), "gates": gates.to_json(), "start": spec.start, "keep_bias": spec.keep_bias}
 
     def make(partial: Path):
         full = fine_tuned(spec, root)
@@ -185,19 +185,9 @@ def outcomes(
     sizes: dict[str, float],    # kind → share of the pool kept
 ) -> pd.DataFrame:              # one row per kind: size, pruned, retrained (the task's primary metric)
     "The bars of Figure 2 (Prasanna et al. 2020)"
-    metric = materials(target_spec(spec))[0].metric
+    metric = materials(target_spec(spec)).task.metric
     rows = {kind: [sizes[kind], *(read_json(folder/name)[metric] for name in ("pruned.json", "scores.json"))] for kind, folder in folders.items()}
     return pd.DataFrame(rows, index=["size", "pruned", "retrained"]).T
-
-# %% ../nbs/36_structured.ipynb #bbcfd601
-def baseline(
-    spec: Spec,    # the run
-) -> float:        # primary metric of a guess that does not read its input
-    "The majority baseline on the dev set (Prasanna et al. 2020, Table 2)"
-    target = target_spec(spec)
-    task, data, tokenizer = materials(target)
-    split = task.evaluation[0]
-    return majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
 
 # %% ../nbs/36_structured.ipynb #c7d504d2
 def comparison(
@@ -207,11 +197,11 @@ def comparison(
     root: str | Path | None = None,   # folder of all runs
 ) -> dict:                            # values of `store.finish`
     "What a run of s-pruning or m-pruning reports: the good subnetwork's scores, and six numbers beside the full model's"
-    table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec))[0].metric
+    table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec)).task.metric
     full, good = read_json(dense(spec, root)/"scores.json"), read_json(folders["good"]/"scores.json")
     flat = {f"{kind}_{name}": float(value) for kind, row in table.iterrows() for name, value in row.items()}
     return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template], "metric": metric, "score": good[metric],
-            "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good, "full_scores": full, "majority": baseline(spec)} | flat
+            "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good, "full_scores": full} | beside_guess(spec, full[metric]) | record(spec) | flat
 
 # %% ../nbs/36_structured.ipynb #48dfdc61
 def gates_result(
@@ -237,3 +227,20 @@ def gates_ticket(
     mask = gates_mask(model, gates)
     about = dict(method="s-pruning", pool="encoder", source=spec.task, seed=spec.seed, prune=spec.prune, threshold=spec.threshold, super_seeds=spec.super_seeds)
     return Ticket(mask, provenance_of(model, mask, model=spec.model, **about, gates=gates.to_json()))
+
+# %% ../nbs/36_structured.ipynb #baec7fec
+def retrained_thrice(
+    spec: Spec,          # a run of s- or m-pruning
+    training: RunSpec,   # of its subnetworks
+) -> Iterator[Piece]:    # the full model, then good, random and bad
+    "The trainings that both kinds of pruning take"
+    yield dense_piece(spec)
+    for kind in ("good", "random", "bad"): yield Piece("retraining", f"{spec.id}-{kind}", training, length_of(training))
+
+# %% ../nbs/36_structured.ipynb #abaaa6e6
+def gates_pieces(
+    spec: StructuredSpec,   # a run
+) -> Iterator[Piece]:       # its trainings
+    "The trainings of a `structured` run; super-survivors need the full models of all seeds"
+    for seed in range(spec.super_seeds): yield dense_piece(replace(spec, seed=seed))
+    yield from retrained_thrice(spec, retraining(spec))

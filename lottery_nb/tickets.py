@@ -31,7 +31,7 @@ from .masks import Hold, Mask, hold, matched
 from .scores import magnitude
 from .select import kept_count, topk_mask
 from .spec import POOLS, is_micro
-from .weights import POOLER, base_name, families, fingerprint, members, prunable, resolve, unwrapped
+from .weights import POOLER, architecture, base_name, fingerprint, members, prunable, resolve, unwrapped
 
 # %% ../nbs/14_tickets.ipynb #b1416db1
 def counts_of(
@@ -246,7 +246,7 @@ def check_architecture(
     model: nn.Module,   # the model it is to be put on
 ):
     "`BadInput` where the ticket was found for another architecture"
-    families(model)
+    architecture(model)
     wanted, found = ticket.provenance.get("model_type"), unwrapped(model).config.model_type
     if wanted and wanted != found: raise BadInput(f"the ticket is for a {wanted} model, this one is a {found}")
     for name, member in ticket.mask.items():

@@ -11,8 +11,9 @@ from transformers import (BertConfig, BertForMaskedLM, BertForPreTraining, BertF
 from transformers.pytorch_utils import prune_linear_layer
 
 from lottery_nb.files import BadInput
-from lottery_nb.gates import (Gates, at_rest, cut_linear, encoder_layers, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
+from lottery_nb.gates import (Gates, at_rest, cut_linear, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
                               sensitivity, smaller, speed_table, weight_share)
+from lottery_nb.weights import encoder_layers
 
 SIZE = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, initializer_range=.2, max_position_embeddings=40)
 LAYERS, HEADS = 3, 4

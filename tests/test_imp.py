@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import lottery_nb.magnitude as magnitude_module
+import lottery_nb.baseline as baseline_module
+import lottery_nb.imp as imp_module
+import lottery_nb.methods as methods_module
 from lottery_nb.baseline import SNAPSHOT, dense, target_spec, theta0
 from lottery_nb.files import BadInput
 from lottery_nb.imp import Chain, levels
-from lottery_nb.methods import find_ticket, retrain, starting_model
+from lottery_nb.methods import find_ticket, retrain, starting_point
 from lottery_nb.spec import TicketSpec
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
@@ -25,14 +27,14 @@ def make(tiny_model, tiny_data):
 @pytest.fixture
 def rounds(monkeypatch):
     "Records what every training started from, and its settings"
-    seen, original = [], magnitude_module.train_into
+    seen, original = [], baseline_module.train_into
 
     def recorded(folder, model, spec, judge=True, **settings):
         seen.append(dict(start={n: p.detach().clone() for n, p in model.named_parameters()}, judge=judge, **settings))
         original(folder, model, spec, judge, **settings)
         seen[-1]["end"] = {n: p.detach().clone() for n, p in model.named_parameters()}
 
-    monkeypatch.setattr(magnitude_module, "train_into", recorded)
+    for module in (baseline_module, imp_module, methods_module): monkeypatch.setattr(module, "train_into", recorded)
     return seen
 
 
@@ -78,7 +80,7 @@ def test_late_rewinding_restores_theta_i_of_the_first_round(make, rounds, tmp_pa
     # θ3 is what three steps of the same schedule give
     short = theta0(target_spec(spec))
     (tmp_path/"short").mkdir()
-    magnitude_module.train_into(tmp_path/"short", short, target_spec(spec), judge=False, length=3, lr_total=6)
+    baseline_module.train_into(tmp_path/"short", short, target_spec(spec), judge=False, length=3, lr_total=6)
     assert equal(dict(short.named_parameters()), snapshot, trunk(snapshot))
 
 
@@ -136,11 +138,33 @@ def test_remaining_schedule_prunes_a_share_of_what_lives(make, tmp_path):
     assert levels(spec) == pytest.approx([.1, .19, .25])
 
 
+@pytest.mark.parametrize("scope, sparsity, counts", [("2:4", .5, [3, 2]), ("1:2", .5, [1]), ("4:16", .75, [14, 13, 11, 10, 8, 6, 5, 4])])
+def test_a_pattern_is_exact_in_every_group_of_every_round(make, rounds, scope, sparsity, counts, tmp_path):
+    "Only rounds that take a weight from each group, each mask inside the one before"
+    spec = make(scope=scope, sparsity=sparsity)
+    ticket, chain, size = find_ticket(spec, tmp_path), Chain(spec, tmp_path), int(scope.split(":")[1])
+    masks = [Ticket.load(chain.level(number)/"ticket").mask for number in range(1, len(chain.levels) + 1)]
+    assert [{int(n) for kept in mask.values() for n in kept.reshape(-1, size).sum(1)} for mask in masks] == [{count} for count in counts]
+    assert all(later.nested_in(mask) for mask, later in zip(masks, masks[1:])) and ticket.mask == masks[-1] and len(rounds) == len(counts)
+
+
+def test_erk_rounds_nest_and_keep_the_total(make, tmp_path):
+    spec = make(scope="erk", sparsity=.4)
+    ticket, chain = find_ticket(spec, tmp_path), Chain(spec, tmp_path)
+    before = Ticket.load(chain.level(3)/"ticket").mask
+    assert ticket.mask.nested_in(before) and ticket.mask.kept == round(.6 * ticket.mask.total)
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_training(make, rounds, tmp_path):
+    with pytest.raises(BadInput, match="scope 1:5 needs rows that 5 divides, but those of"): find_ticket(make(scope="1:5", sparsity=.8), tmp_path)
+    assert not rounds
+
+
 def test_standard_pruning_goes_on_from_the_trained_weights(make, rounds, tmp_path):
     spec = make(method="standard")
     ticket = find_ticket(spec, tmp_path)
     last = rounds[-1]["end"]
-    assert equal(dict(starting_model(spec, ticket, tmp_path).named_parameters()), last)
+    assert equal(dict(starting_point(spec, ticket, tmp_path)[0].named_parameters()), last)
 
 
 def test_a_mask_found_on_mlm_is_retrained_on_the_task(make, tiny_data, tmp_path):
@@ -173,20 +197,20 @@ def test_a_mask_found_on_two_tasks_rewinds_and_differs_from_either(both, tmp_pat
 
 def test_a_joint_chain_killed_between_training_and_pruning_trains_no_more(both, tmp_path, monkeypatch):
     whole = find_ticket(both, tmp_path/"whole")
-    calls, original = [], magnitude_module.finetune_jointly
+    calls, original = [], imp_module.finetune_jointly
 
     def counted(*args, **options):
         calls.append(1)
         return original(*args, **options)
 
-    monkeypatch.setattr(magnitude_module, "finetune_jointly", counted)
-    prune = magnitude_module.topk_mask
+    monkeypatch.setattr(imp_module, "finetune_jointly", counted)
+    prune = imp_module.topk_mask
 
     def killed(*args, **options): raise KeyboardInterrupt
 
-    monkeypatch.setattr(magnitude_module, "topk_mask", killed)
+    monkeypatch.setattr(imp_module, "topk_mask", killed)
     with pytest.raises(KeyboardInterrupt): find_ticket(both, tmp_path/"torn")
-    monkeypatch.setattr(magnitude_module, "topk_mask", prune)
+    monkeypatch.setattr(imp_module, "topk_mask", prune)
     assert find_ticket(both, tmp_path/"torn").mask == whole.mask
     assert len(calls) == 2
 
@@ -204,7 +228,7 @@ def everything(weights): return torch.cat([w.detach().flatten() for w in weights
 def test_controls_start_elsewhere_with_the_same_mask(make, start, tmp_path):
     spec = make(method="omp", start=start)
     ticket = find_ticket(spec, tmp_path)
-    model, origin = starting_model(spec, ticket, tmp_path), theta0(target_spec(spec))
+    model, origin = starting_point(spec, ticket, tmp_path)[0], theta0(target_spec(spec))
     ours, theirs = prunable(model), prunable(origin)
     assert any(not torch.equal(ours[n], theirs[n]) for n in ours)
     if start.startswith("shuffle"): assert torch.equal(everything(ours), everything(theirs))

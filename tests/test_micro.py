@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lottery_nb import micro
+from lottery_nb import language, micro
 from lottery_nb.files import BadInput, seal
 from lottery_nb.spec import RunSpec
 
@@ -23,11 +23,11 @@ TINY = micro.RECIPE | dict(steps=6, batch=4, warmup=2, echoes=8, every=2)
 
 
 @pytest.fixture(scope="module")
-def tasks(): return {name: micro.micro_task(name) for name in micro.ROWS}
+def tasks(): return {name: language.micro_task(name) for name in language.ROWS}
 
 
 @pytest.fixture(scope="module")
-def sample(): return list(islice(micro.documents(), 20_000))
+def sample(): return list(islice(language.documents(), 20_000))
 
 
 def words(row): return [w for key, value in row.items() if isinstance(value, str) and key != "id" for w in value.split()]
@@ -35,33 +35,33 @@ def words(row): return [w for key, value in row.items() if isinstance(value, str
 
 def meaning(event):
     "An event with each word replaced by its set of synonyms: an independent judge of what a swap or change did"
-    return tuple(micro.SAME.get(part, (part,)) if isinstance(part, str) else part for part in (event.agent, event.verb, event.noun, event.adjective, event.place, event.time, event.negated))
+    return tuple(language.SAME.get(part, (part,)) if isinstance(part, str) else part for part in (event.agent, event.verb, event.noun, event.adjective, event.place, event.time, event.negated))
 
 
 # --- the tables
 
 def test_no_word_is_in_two_groups():
-    for groups in ([g for gs in (*micro.NOUN_GROUPS.values(), *micro.ROLE_GROUPS.values()) for g in gs], [s for p in micro.VERB_PAIRS for s in p[:2]], [s for p in micro.ADJECTIVE_PAIRS for s in p[:2]]):
+    for groups in ([g for gs in (*language.NOUN_GROUPS.values(), *language.ROLE_GROUPS.values()) for g in gs], [s for p in language.VERB_PAIRS for s in p[:2]], [s for p in language.ADJECTIVE_PAIRS for s in p[:2]]):
         flat = [word for group in groups for word in group]
         assert len(flat) == len(set(flat))
 
 
 def test_antonyms_are_mutual_and_share_their_kinds():
-    for word, others in micro.OPPOSITE.items():
-        assert all(word in micro.OPPOSITE[other] and micro.APPLIES[word] == micro.APPLIES[other] for other in others)
+    for word, others in language.OPPOSITE.items():
+        assert all(word in language.OPPOSITE[other] and language.APPLIES[word] == language.APPLIES[other] for other in others)
 
 
 def test_lexicon_is_large_enough_and_small_enough():
-    assert len(micro.micro_vocab()) <= 1500 and len(micro.VERB_PAIRS) >= 20 and len(micro.NOUN_GROUPS) == 16
-    assert all(word == word.lower() and " " not in word for word in micro.micro_vocab()[5:])
+    assert len(language.micro_vocab()) <= 1500 and len(language.VERB_PAIRS) >= 20 and len(language.NOUN_GROUPS) == 16
+    assert all(word == word.lower() and " " not in word for word in language.micro_vocab()[5:])
 
 
 @settings(deadline=None, max_examples=10)
 @given(SEEDS)
 def test_halves_are_disjoint_and_whole(seed):
-    whole, train, dev = (micro.lexicon(side, seed) for side in ("whole", "train", "dev"))
+    whole, train, dev = (language.lexicon(side, seed) for side in ("whole", "train", "dev"))
     assert not train.words & dev.words and train.words | dev.words == whole.words
-    for half in (train, dev): assert all(set(micro.SAME.get(w, ())) <= half.words for w in half.words if micro.KIND.get(w) or w in micro.SAME)
+    for half in (train, dev): assert all(set(language.SAME.get(w, ())) <= half.words for w in half.words if language.KIND.get(w) or w in language.SAME)
 
 
 # --- the operators
@@ -69,93 +69,93 @@ def test_halves_are_disjoint_and_whole(seed):
 @settings(deadline=None)
 @given(SEEDS)
 def test_events_make_sense(seed):
-    event = micro.make_event(micro.lexicon(), micro.Draw(seed))
-    assert micro.KIND[event.noun] in micro.APPLIES[event.verb] and event.noun not in micro.SAME.get(event.agent, (event.agent,))
-    assert not event.adjective or micro.KIND[event.noun] in micro.APPLIES[event.adjective]
+    event = language.make_event(language.lexicon(), language.Draw(seed))
+    assert language.KIND[event.noun] in language.APPLIES[event.verb] and event.noun not in language.SAME.get(event.agent, (event.agent,))
+    assert not event.adjective or language.KIND[event.noun] in language.APPLIES[event.adjective]
 
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(1, 4))
 def test_swapping_synonyms_keeps_the_meaning(seed, count):
-    draw = micro.Draw(seed)
-    event = micro.make_event(micro.lexicon(), draw)
-    swapped = micro.swap_synonyms(event, draw, count)
+    draw = language.Draw(seed)
+    event = language.make_event(language.lexicon(), draw)
+    swapped = language.swap_synonyms(event, draw, count)
     assert meaning(swapped) == meaning(event) and sum(a != b for a, b in zip(event, swapped)) <= count
 
 
 @settings(deadline=None)
-@given(SEEDS, st.sampled_from([kind for kind in micro.CHANGES if kind != "roles"]))
+@given(SEEDS, st.sampled_from([kind for kind in language.CHANGES if kind != "roles"]))
 def test_a_change_changes_one_part_of_the_meaning(seed, kind):
-    draw = micro.Draw(seed)
-    event = micro.make_event(micro.lexicon(), draw, place="in the park")
+    draw = language.Draw(seed)
+    event = language.make_event(language.lexicon(), draw, place="in the park")
     if kind == "adjective" and not event.adjective: return
-    changed, made = micro.change(event, micro.lexicon(), draw, (kind,))
+    changed, made = language.change(event, language.lexicon(), draw, (kind,))
     assert made == kind and sum(a != b for a, b in zip(meaning(event), meaning(changed))) == 1
-    if kind == "antonym": assert changed.verb in micro.OPPOSITE[event.verb]
-    if kind == "verb": assert changed.verb not in micro.OPPOSITE[event.verb]
+    if kind == "antonym": assert changed.verb in language.OPPOSITE[event.verb]
+    if kind == "verb": assert changed.verb not in language.OPPOSITE[event.verb]
 
 
 @settings(deadline=None)
 @given(SEEDS)
 def test_changing_roles_swaps_agent_and_patient(seed):
-    draw = micro.Draw(seed)
-    event = micro.make_event(micro.lexicon(), draw, "person", adjective="")
-    changed, _ = micro.change(event, micro.lexicon(), draw, ("roles",))
+    draw = language.Draw(seed)
+    event = language.make_event(language.lexicon(), draw, "person", adjective="")
+    changed, _ = language.change(event, language.lexicon(), draw, ("roles",))
     assert (changed.agent, changed.noun, changed.verb) == (event.noun, event.agent, event.verb)
 
 
 def implies(event, hypothesis):
     "Brute-force entailment of two events, from the tables"
     if event.negated or hypothesis.negated: return meaning(event) == meaning(hypothesis)
-    kind = micro.KIND[event.noun]
-    noun = hypothesis.noun in (*micro.SAME.get(event.noun, (event.noun,)), kind, micro.TOP.get(kind))
-    agent = hypothesis.agent == "someone" or hypothesis.agent in micro.SAME.get(event.agent, (event.agent,))
-    details = all(not getattr(hypothesis, slot) or getattr(hypothesis, slot) in micro.SAME.get(getattr(event, slot), (getattr(event, slot),)) for slot in ("adjective", "place", "time"))
-    return noun and agent and details and hypothesis.verb in micro.SAME[event.verb]
+    kind = language.KIND[event.noun]
+    noun = hypothesis.noun in (*language.SAME.get(event.noun, (event.noun,)), kind, language.TOP.get(kind))
+    agent = hypothesis.agent == "someone" or hypothesis.agent in language.SAME.get(event.agent, (event.agent,))
+    details = all(not getattr(hypothesis, slot) or getattr(hypothesis, slot) in language.SAME.get(getattr(event, slot), (getattr(event, slot),)) for slot in ("adjective", "place", "time"))
+    return noun and agent and details and hypothesis.verb in language.SAME[event.verb]
 
 
 @settings(deadline=None, max_examples=300)
-@given(SEEDS, st.sampled_from(micro.RELATIONS), st.floats(0, 1))
+@given(SEEDS, st.sampled_from(language.RELATIONS), st.floats(0, 1))
 def test_relations_hold(seed, relation, negated):
-    draw, lex = micro.Draw(seed), micro.lexicon()
-    event = micro.make_event(lex, draw, negated=negated)
-    hypothesis = micro.related(event, lex, draw, relation)
+    draw, lex = language.Draw(seed), language.lexicon()
+    event = language.make_event(lex, draw, negated=negated)
+    hypothesis = language.related(event, lex, draw, relation)
     assert implies(event, hypothesis) == (relation == "entailment")
-    opposed = hypothesis.negated != event.negated or hypothesis.verb in micro.OPPOSITE[event.verb]
+    opposed = hypothesis.negated != event.negated or hypothesis.verb in language.OPPOSITE[event.verb]
     assert opposed == (relation == "contradiction")
 
 
 def test_change_reports_an_impossible_kind_by_trying_another():
-    event = micro.Event("tom", "catch", "owl")
-    assert {micro.change(event, micro.lexicon(), micro.Draw(i), ("adjective", "place", "roles", "negation"))[1] for i in range(20)} == {"negation"}
+    event = language.Event("tom", "catch", "owl")
+    assert {language.change(event, language.lexicon(), language.Draw(i), ("adjective", "place", "roles", "negation"))[1] for i in range(20)} == {"negation"}
 
 
 def test_winograd_readings_name_the_right_noun():
     for i in range(200):
-        sentence, true, false = micro.winograd(micro.lexicon(), micro.Draw(i))
-        a, b = [w for w in sentence.split() if w in micro.KIND][:2]
+        sentence, true, false = language.winograd(language.lexicon(), language.Draw(i))
+        a, b = [w for w in sentence.split() if w in language.KIND][:2]
         quality = sentence.split()[-2]
-        first = any(quality in micro.SAME[q] for q in ("big", "heavy", "fast", "poor", "strong"))
+        first = any(quality in language.SAME[q] for q in ("big", "heavy", "fast", "poor", "strong"))
         assert true.split()[1] == (a if first else b) and false.split()[1] == (b if first else a)
 
 
 # --- the corpus and the tasks
 
 def test_shares_sum_to_one_and_every_kind_is_said(sample):
-    assert sum(micro.SHARES.values()) == 100
+    assert sum(language.SHARES.values()) == 100
     said = {kind for kind, _ in sample}
-    assert said == set(micro.KINDS)
+    assert said == set(language.KINDS)
 
 
 def test_nothing_is_unknown(tasks, sample):
-    known = set(micro.micro_vocab())
+    known = set(language.micro_vocab())
     assert {w.removeprefix("^") for _, d in sample for w in f"{d.first} {d.second}".split()} <= known
     assert {w for splits in tasks.values() for rows in splits.values() for row in rows for w in words(row)} <= known
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_tokenizers_see_whole_words_and_fit(tasks, architecture):
-    tokenizer = micro.micro_tokenizer(architecture)
+    tokenizer = language.micro_tokenizer(architecture)
     for name, splits in tasks.items():
         for rows in splits.values():
             texts = list(zip(*([v for k, v in row.items() if isinstance(v, str) and k != "id"] for row in rows)))
@@ -186,12 +186,12 @@ def test_squad_answers_are_where_they_say(tasks):
 
 
 def test_train_words_are_not_held_out_words(tasks):
-    held_out = micro.lexicon("dev").words
-    free = {*micro.FUNCTION_WORDS, *" ".join(micro.PLACES + micro.TIMES).split(), *micro.TOP, *micro.TOPS, *(q for g in micro.SCHEMAS for s in g[3:] for q in micro.SAME[s])}
+    held_out = language.lexicon("dev").words
+    free = {*language.FUNCTION_WORDS, *" ".join(language.PLACES + language.TIMES).split(), *language.TOP, *language.TOPS, *(q for g in language.SCHEMAS for s in g[3:] for q in language.SAME[s])}
     for name in set(tasks) - {"cola"}:   # cola's plurals and third persons are forms, looked at below
         assert not {w for row in tasks[name]["train"] for w in words(row)} & (held_out - free), name
-    forms = {micro.PLURAL[w] for w in held_out if w in micro.PLURAL} | {micro.PAST[w] for w in held_out if w in micro.PAST}
-    shared = {micro.PLURAL[w] for w in micro.lexicon("train").words if w in micro.PLURAL}
+    forms = {language.PLURAL[w] for w in held_out if w in language.PLURAL} | {language.PAST[w] for w in held_out if w in language.PAST}
+    shared = {language.PLURAL[w] for w in language.lexicon("train").words if w in language.PLURAL}
     assert not {w for row in tasks["cola"]["train"] for w in words(row)} & (forms - shared - free)
 
 
@@ -200,7 +200,7 @@ def test_dev_texts_are_reserved_and_unsaid(tasks, sample):
     for name, splits in tasks.items():
         for split, rows in splits.items():
             texts = [tuple(v for k, v in row.items() if isinstance(v, str) and k != "id") for row in rows]
-            assert all(micro.reserved(*text) == (split != "train") for text in texts)
+            assert all(language.reserved(*text) == (split != "train") for text in texts)
             assert len(set(texts)) == len(texts)
             if split != "train": assert not said & {frozenset(text) if len(text) > 1 else text[0] for text in texts}
 
@@ -213,8 +213,8 @@ def test_half_of_labels_cannot_be_guessed_by_a_constant(tasks):
 
 def test_same_bytes_for_a_seed_and_other_bytes_for_another(sample):
     digest = lambda value: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-    assert digest(micro.micro_task("mrpc")) == GOLDEN["mrpc"] and digest(sample) == GOLDEN["corpus"] and digest(micro.micro_vocab()) == GOLDEN["vocabulary"]
-    assert micro.micro_task("mrpc", seed=1) != micro.micro_task("mrpc")
+    assert digest(language.micro_task("mrpc")) == GOLDEN["mrpc"] and digest(sample) == GOLDEN["corpus"] and digest(language.micro_vocab()) == GOLDEN["vocabulary"]
+    assert language.micro_task("mrpc", seed=1) != language.micro_task("mrpc")
 
 
 GOLDEN = dict(mrpc="120f48bb27a8920d", corpus="217876132998643b", vocabulary="c804e749188b2910")
@@ -236,7 +236,7 @@ def test_pre_training_gives_the_same_bytes_whatever_the_environment_says_of_thre
 
 
 def test_bad_input():
-    for call in (lambda: micro.micro_task("rt"), lambda: micro.pretrained("gpt"), lambda: micro.corpus_lines("test"), lambda: micro.lexicon("left")):
+    for call in (lambda: language.micro_task("rt"), lambda: micro.pretrained("gpt"), lambda: language.corpus_lines("test"), lambda: language.lexicon("left")):
         with pytest.raises(BadInput): call()
 
 
@@ -270,11 +270,11 @@ def test_lessons_begin_with_echoes_and_hide_empty_labels():
     different = [sum(a != b for a, b in zip(d.first.split(), d.second.split())) for d in lessons[:400]]
     assert all((d.label == 1) == (count > 0) for d, count in zip(lessons[:400], different))
     shares = [sum(d.label == label for d in lessons[500:]) / 2500 for label in (-100, 0, 1)]
-    assert abs(shares[0] - sum(micro.SHARES[kind] for kind in set(micro.KINDS) - micro.LABELLED) / 100) < .04 and min(shares) > .2
+    assert abs(shares[0] - sum(language.SHARES[kind] for kind in set(language.KINDS) - language.LABELLED) / 100) < .04 and min(shares) > .2
 
 
 def test_echoes_are_unsaid_where_reserved():
-    assert not any(micro.reserved(d.first.replace("^", ""), d.second.replace("^", "")) for d in micro.lessons(micro.RECIPE | dict(steps=10, batch=100, echoes=900)))
+    assert not any(language.reserved(d.first.replace("^", ""), d.second.replace("^", "")) for d in micro.lessons(micro.RECIPE | dict(steps=10, batch=100, echoes=900)))
 
 
 def test_threads_are_given_back(tmp_path):
@@ -302,14 +302,14 @@ def test_folder_works_with_auto_classes(tmp_path, monkeypatch, architecture):
     batch = tokenizer(["tom fixed a car ."], ["he mended it in the park ."], return_tensors="pt")
     assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0])[1:6] == "tom fixed a car .".split()
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == dict(bert=(0, 4), roberta=(1, 4))[architecture]
-    assert AutoModelForMaskedLM.from_pretrained(folder)(**batch).logits.shape[-1] == len(micro.micro_vocab())
+    assert AutoModelForMaskedLM.from_pretrained(folder)(**batch).logits.shape[-1] == len(language.micro_vocab())
     assert AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)(**batch).logits.shape == (1, 3)
 
 
 def test_ids_of_pack_and_tokenizer_agree(sample):
     for architecture in ("bert", "roberta"):
         docs = [d for _, d in sample[:50]]
-        packed, tokenizer = micro.pack(docs, architecture), micro.micro_tokenizer(architecture)
+        packed, tokenizer = micro.pack(docs, architecture), language.micro_tokenizer(architecture)
         texts = [[getattr(d, side).replace("^", "") for d in docs] for side in ("first", "second")]
         encoded = tokenizer(*texts)
         for i, ids in enumerate(encoded["input_ids"]): assert packed.tokens[i][packed.tokens[i] >= 0].tolist() == ids

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from lottery_nb.baseline import length_of, tokenizer_here, training_size
 from lottery_nb.cli import main, read_fields, run_command
 from lottery_nb.files import BadInput
 from lottery_nb.grid import expand, read_grid
 from lottery_nb.language import ROWS, micro_task
-from lottery_nb.plan import hours, length_of, pieces, plan, step_seconds, tokenizer_here, training_size
-from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, make_spec
+from lottery_nb.plan import hours, pieces, plan, step_seconds
+from lottery_nb.spec import READS, AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec, make_spec
 from lottery_nb.sweep import sweep
 from lottery_nb.tasks import encode, get_task, load_data
 
@@ -33,7 +34,7 @@ def test_everything_wrong_with_a_grid_is_said_at_once():
         dict(task=["sst3", "mrpc"], sparsity=2., learning_rate="2e-5"), dict(method="dense", sparsity=.5), dict(task="rte", seed=[3, 3]),
         dict(max_steps=10, epochs=3), dict(round_steps=10, round_epochs=1), dict(method="standard", rewind=.1)]))
     for part in ("did you mean 'ticket'", "has no field 'sparsty'", "has no field 'sed'", "the list of seed has no values", "a block must be a mapping", "task must be one of", "sparsity must be in",
-                 "2.0e-5 a number", "method dense and sparsity 0.5", "run rte-imp-s70-r3", "max_steps 10 and epochs 3", "round_steps 10 and round_epochs 1", "standard pruning does not rewind"):
+                 "2.0e-5 a number", "method dense and sparsity 0.5", "run rte-imp-s70-r3", "max_steps 10 and epochs 3", "round_steps 10 and round_epochs 1", "method standard does not read rewind, got 0.1"):
         assert part in said, part
     assert said.startswith("the grid has 13 error(s), nothing was run")
 
@@ -175,7 +176,8 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_s
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS, st.integers(0, 10**6), st.sampled_from([None, 0., .1]), st.booleans(), st.floats(1e-7, 1.), st.sampled_from(["omp", "dense", "tamt-kd", "imp"]))
 def test_printed_commands_give_the_same_run(text, folder, seed, rewind, head, rate, method):
-    assert same_run(TicketSpec(task="rte", text=text, data_dir=folder, seed=seed, rewind=rewind, rewind_head=head, learning_rate=rate, method=method, sparsity=.3), runs=folder or None)
+    read = {name: value for name, value in dict(rewind=rewind, rewind_head=head).items() if name in READS[method]}
+    assert same_run(TicketSpec(task="rte", text=text, data_dir=folder, seed=seed, learning_rate=rate, method=method, sparsity=.3, **read), runs=folder or None)
 
 
 def test_every_grid_of_the_repository_prints_its_runs(capsys):
@@ -186,6 +188,6 @@ def test_every_grid_of_the_repository_prints_its_runs(capsys):
 
 
 def test_a_printed_command_is_understood_by_the_command_line(tmp_path, capsys):
-    spec = TicketSpec(task=str(tmp_path/"it's mine.csv"), method="standard", rewind=None, keep_model=True)
+    spec = TicketSpec(task=str(tmp_path/"it's mine.csv"), method="standard", keep_model=True)
     assert main(shlex.split(run_command(spec, str(tmp_path/"all runs")))[1:] + ["--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path/"all runs"/spec.id)

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from lottery_nb.files import BadInput, read_json, write_json
+from lottery_nb.files import BadInput, read_json, runs_root, write_json
 from lottery_nb.spec import TicketSpec
-from lottery_nb.store import finish, open_run, read_result, results, runs_root, stage_folder
+from lottery_nb.store import finish, open_run, read_result, results, stage_folder
 
 
 def finished(root, **values):
@@ -26,16 +26,31 @@ def test_a_half_written_run_is_not_in_the_table(tmp_path):
     assert len(results(tmp_path)) == 0 and read_result(tmp_path/TicketSpec().id) is None
 
 
-def test_a_malformed_result_is_named(tmp_path):
-    spec = finished(tmp_path)
-    (tmp_path/spec.id/"result.json").write_text("{")
-    with pytest.raises(BadInput, match=f"{spec.id}/result.json is not valid JSON"): results(tmp_path)
+@pytest.mark.parametrize("text, message", [("{", "is not valid JSON"), ("[]", "must hold a JSON object"), ('{"schema": 0}', "has schema 0"), ('{"schema": 1, "id": "x"}', "has no spec"),
+                                           ('{"schema": 1, "score": "high"}', "its score is 'high'"), ('{"schema": 1, "spec": []}', "its spec is"), ('{"score": NaN}', "NaN is no finite number")])
+def test_a_damaged_result_is_named_and_hides_no_other(text, message, tmp_path):
+    good, bad = finished(tmp_path), finished(tmp_path, seed=1)
+    (tmp_path/bad.id/"result.json").write_text(text)
+    with pytest.warns(UserWarning, match=f"{bad.id}/result.json.*{message}"): assert results(tmp_path).id.tolist() == [good.id]
 
 
-def test_an_older_schema_is_named(tmp_path):
-    spec = finished(tmp_path)
-    write_json(tmp_path/spec.id/"result.json", read_result(tmp_path/spec.id) | {"schema": 0})
-    with pytest.raises(BadInput, match="has schema 0"): results(tmp_path)
+def test_what_a_kill_left_counts_for_nothing(tmp_path):
+    "A folder that was being deleted, a copy of a run, and a run whose notebook did not come to its end"
+    import shutil
+    spec, other = finished(tmp_path), finished(tmp_path, seed=1)
+    shutil.copytree(tmp_path/spec.id, tmp_path/f".{spec.id}.1234567.trash")
+    assert len(results(tmp_path)) == 2
+    write_json(tmp_path/other.id/"run.ipynb", {"metadata": {"papermill": {"end_time": None}}})
+    assert results(tmp_path).id.tolist() == [spec.id]
+    (tmp_path/other.id/"run.ipynb").write_text('{"cells": [')
+    assert results(tmp_path).id.tolist() == [spec.id]
+    shutil.copytree(tmp_path/spec.id, tmp_path/"copy")
+    with pytest.warns(UserWarning, match="is another result of run"): assert len(results(tmp_path)) == 1
+
+
+def test_no_number_that_is_none_is_written(tmp_path):
+    with pytest.raises(FloatingPointError, match="result.json was not written: scores.loss is no finite number"): finish(open_run(TicketSpec(), tmp_path), score=.5, scores={"loss": float("nan")})
+    assert read_result(tmp_path/TicketSpec().id) is None
 
 
 def test_an_unwritable_place_is_an_os_error_that_names_it(tmp_path):

@@ -19,7 +19,7 @@ from lottery_nb.cli import main
 from lottery_nb.compare import read_masks
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import Gates, Importance, gate, importance, normalised, smaller, weight_share
-from lottery_nb.magnitude import compared_masks, masks_result, weight_search
+from lottery_nb.mpruning import compared_masks, masks_result, weight_search
 from lottery_nb.scores import magnitude
 from lottery_nb.select import draw, topk_mask
 from lottery_nb.spec import MagnitudeSpec, StructuredSpec

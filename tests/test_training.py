@@ -447,3 +447,27 @@ def test_real_input(assets, tmp_path):
     run = finetune(net, SST2, data, tokenizer, spec, tmp_path)
     assert run.steps == 10 and run.history.loss.iloc[-3:].mean() < run.history.loss.iloc[:3].mean() + .1
     assert .3 < evaluate(net, SST2, data, tokenizer, spec)["accuracy"] <= 1
+
+
+# trainings that left the numbers
+
+
+@pytest.mark.parametrize("method", ["omp", "imp", "tamt-kd", "tamt-mlm"])
+def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys):
+    "A loss that is no number was reported as the accuracy of class 0"
+    from lottery_nb.cli import main
+    weights = load_file(tiny_model/"model.safetensors")
+    shutil.copytree(tiny_model, tmp_path/"bert")
+    save_file({name: weight * 1e38 if "intermediate" in name else weight for name, weight in weights.items()}, tmp_path/"bert"/"model.safetensors", metadata={"format": "pt"})
+    (tmp_path/"text.txt").write_text("the film was good a meal was poor\n" * 400)
+    words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tmp_path/"bert"), "--text", str(tmp_path/"text.txt"), "--max-steps", "20", "--max-length", "16",
+             "--sparsity", "0.2", "--method", method, "--runs", str(tmp_path/"runs")]
+    assert main([*words, *(["--mask-steps", "20", "--scope", "matrix"] if method.startswith("tamt") else [])]) == 1
+    said = capsys.readouterr().err
+    assert "learning_rate" in said and "Traceback" not in said
+    assert list((tmp_path/"runs").glob("*/result.json")) == []
+
+
+def test_a_batch_without_a_masked_token_costs_nothing():
+    net = new_net(BertForMaskedLM)
+    assert torch.isfinite(mlm_loss(net, dict(input_ids=torch.ones(1, 3, dtype=torch.long), labels=torch.full((1, 3), -100))))

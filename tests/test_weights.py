@@ -185,5 +185,5 @@ def test_guard_every_matrix_of_the_encoder_is_in_the_pool():
 
 
 def test_unknown_architecture_names_the_supported_ones():
-    with pytest.raises(BadInput, match="architecture must be one of bert, roberta; got 'Linear'"):
+    with pytest.raises(BadInput, match="architecture must be one of bert, roberta, xlm-roberta, camembert, electra, distilbert, mpnet; got 'Linear'"):
         prunable(torch.nn.Linear(2, 2))
