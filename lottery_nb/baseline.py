@@ -31,7 +31,7 @@ from .models import load_model, load_tokenizer, quiet
 from .names import TASKS, architecture_of, is_micro, source_names
 from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, about_data, encode, load_data, majority, references, task_of, understood, unknown_share
+from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood, unknown_share
 from .training import Training, encoded, evaluate, finetune, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -75,8 +75,9 @@ def materials(
     spec: RunSpec,   # a training
 ) -> Materials:      # task, splits, tokenizer
     "What a training reads, kept for the next training that needs the same"
-    data = load_data(spec)
-    return Materials(task_of(spec), data, load_tokenizer(spec.model))
+    found = Materials(task_of(spec), load_data(spec), load_tokenizer(spec.model))
+    say_unknown(found.task, found.data["train"], found.tokenizer)
+    return found
 
 # %% ../nbs/31_baseline.ipynb #6f1d6ed9
 def theta0(

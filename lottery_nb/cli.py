@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'what_is_read', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text',
+           'text_table', 'tidied', 'what_is_read', 'run_one', 'sweep_command', 'run_command', 'costs', 'cost_text',
            'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
            'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
            'report_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'leftover_check',
@@ -125,8 +125,8 @@ def what_is_read(
     return understood(spec)
 
 # %% ../nbs/62_cli.ipynb #c742aa62
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def run(
+@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def run_one(
     context: typer.Context,
     template: Annotated[str, typer.Argument(help="Name of a template: ticket.")] = "--help",
     runs: Runs = None,
@@ -218,7 +218,7 @@ def cost_text(
     taken, done = found["hours"], sum(run["done"] for run in found["runs"])
     lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
     lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most {found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known and not counted: their data is not here (give max_steps or data_dir)")
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves (early-bird), or their data is not here (give max_steps or data_dir)")
     lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
     if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on this machine); give --step-time SECONDS")
     else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} without sharing; evaluation comes on top")
@@ -308,7 +308,8 @@ def summarised(
     figure: Path | None,     # draw score against sparsity here
 ) -> Any:                    # pandas DataFrame
     "Draw the figure, and summarise over seeds"
-    from lottery_nb.figures import save_figure, score_curves, summary_table
+    from lottery_nb.figures import save_figure, score_curves
+    from lottery_nb.tables import summary_table
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 
@@ -407,16 +408,17 @@ def agreement_command(
 # %% ../nbs/62_cli.ipynb #72ecf27d
 @app.command("report")
 def report_command(
-    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
     second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default LOTTERY_NB_PUBLISHED.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "")
+    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 
@@ -436,9 +438,9 @@ def annotate_command(
 ):
     "Label attention maps by eye in JupyterLab, or compare two people's labels."
     from lottery_nb.heads import annotation_notebook
-    from lottery_nb.labels import agreement, read_records
+    from lottery_nb.labels import annotator_agreement, read_records
     if compare:
-        found = agreement(read_records(out), read_records(compare))
+        found = annotator_agreement(read_records(out), read_records(compare))
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")

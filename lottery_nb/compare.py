@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
-           'mean_jaccard', 'null', 'agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
-           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'correlation', 'transfer',
-           'transfer_to_full', 'transfer_to_own']
+           'mean_jaccard', 'null', 'seed_agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
+           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
+           'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
 import gzip
@@ -133,7 +133,7 @@ MEANING = {
 }
 
 # %% ../nbs/50_compare.ipynb #b81b599d
-def agreement(
+def seed_agreement(
     gates: list[Gates],        # one per seed, at least two
     draws: int = 1000,         # permutations of each null
     seed: int = 0,             # of the permutations
@@ -227,14 +227,14 @@ def agreements(
     masks: dict[str, dict[str, Gates]],    # task → seed → gates
     draws: int = 1000,                     # permutations of each null
     seed: int = 0,                         # of the permutations
-) -> dict[str, dict]:                      # task → `agreement`
+) -> dict[str, dict]:                      # task → `seed_agreement`
     "Agreement of the seeds of every task that has two or more"
     if max(map(len, masks.values())) < 2: raise BadInput(f"agreement needs at least two seeds of a task, got one each of {', '.join(masks)}")
-    return {task: agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items() if len(by_seed) > 1}
+    return {task: seed_agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items() if len(by_seed) > 1}
 
 # %% ../nbs/50_compare.ipynb #4cebb6f9
 def agreement_table(
-    found: dict[str, dict],    # task → `agreement`
+    found: dict[str, dict],    # task → `seed_agreement`
 ) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard of the heads with the 95 % range of their nulls, Q with both p-values
     "The statistics of every task, for reading"
     said = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
@@ -260,7 +260,7 @@ def overlap(
     return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean()) for a, b, common, expected in rows])
 
 # %% ../nbs/50_compare.ipynb #e00ef810
-def correlation(
+def survival_correlation(
     survivors: np.ndarray,    # survival per head: bool, or share of seeds; any shape
     values: np.ndarray,       # anything per head, same shape
     draws: int = 1000,        # permutations
@@ -310,3 +310,21 @@ def transfer_to_own(
     if missing := sorted(set(matrix.columns) - set(own.dropna().index)): raise BadInput(f"transfer needs a ticket of every target task itself, none of {', '.join(missing)}")
     difference = matrix - own[matrix.columns]
     return difference, (difference >= 0).sum(axis=1)
+
+# %% ../nbs/50_compare.ipynb #c8354c8b
+def early_over_late(
+    heads: np.ndarray,   # survival per head, (layer, head)
+) -> float:              # in points of the survival
+    "How much more the first two thirds of the layers keep than the last third"
+    by_layer = 100 * np.nanmean(heads, 1)
+    cut = round(len(by_layer) * 2 / 3)
+    return float(by_layer[:cut].mean() - by_layer[cut:].mean())
+
+# %% ../nbs/50_compare.ipynb #90ec398e
+def middle_over_ends(
+    mlps: np.ndarray,   # survival per MLP, (layer,)
+) -> float:             # in points of the survival; not a number below three layers
+    "How much more the middle half of the layers keeps than the first and the last quarter"
+    quarter = max(1, round(len(mlps) / 4))
+    if len(mlps) <= 2 * quarter: return np.nan
+    return 100 * float(np.mean(mlps[quarter:-quarter]) - np.mean([*mlps[:quarter], *mlps[-quarter:]]))

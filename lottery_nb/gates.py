@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'Gates', 'binary', 'open_gates', 'Gating', 'gate', 'Importance', 'at_rest', 'example_scale', 'sensitivity',
            'importance', 'normalised', 'min_max', 'Gone', 'mark_gone', 'NoHeads', 'NoMLP', 'cut_linear', 'PerHead',
-           'cut_heads', 'cut_mlp', 'cut', 'smaller', 'rebuilt', 'check_loadable', 'save_smaller', 'load_smaller',
+           'cut_heads', 'cut_mlp', 'cut_closed', 'smaller', 'rebuilt', 'check_loadable', 'save_smaller', 'load_smaller',
            'gates_of', 'flops', 'weight_share', 'latency', 'speed_table']
 
 # %% ../nbs/34_gates.ipynb #d17a19f1
@@ -311,7 +311,7 @@ def cut_mlp(
     mark_gone(layer, row.families["output"])
 
 # %% ../nbs/34_gates.ipynb #dfdd87dd
-def cut(
+def cut_closed(
     model: nn.Module,          # a whole model, changed in place
     gates: Gates,              # closed = removed
     keep_bias: bool = True,    # keep the bias of an emptied attention (D16)
@@ -331,7 +331,7 @@ def smaller(
     keep_bias: bool = True,    # keep the bias of an emptied attention: equal to the gated model (D16)
 ) -> nn.Module:                # a smaller copy with the same outputs as the gated model
     "A copy without the closed heads and MLPs: heads, whole attentions, whole MLPs (Prasanna et al. 2020, section 4.2)"
-    return cut(copy.deepcopy(model), gates, keep_bias)
+    return cut_closed(copy.deepcopy(model), gates, keep_bias)
 
 # %% ../nbs/34_gates.ipynb #c242f0c0
 def rebuilt(
@@ -345,7 +345,7 @@ def rebuilt(
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): raise BadInput(f"a cut model must be of a class of transformers, got {name}")
     if not hasattr(config, "gates"): raise BadInput("the configuration of a cut model must have gates, got none; was it written by `save_smaller`?")
     with torch.device(device): whole = kind(config)
-    return cut(whole, Gates.from_json(config.gates), config.gates["keep_bias"]).to(getattr(torch, str(config.dtype).removeprefix("torch.")))
+    return cut_closed(whole, Gates.from_json(config.gates), config.gates["keep_bias"]).to(getattr(torch, str(config.dtype).removeprefix("torch.")))
 
 # %% ../nbs/34_gates.ipynb #976f5d62
 def check_loadable(

@@ -215,6 +215,6 @@ def annotation_notebook(
         tokenizer = load_tokenizer(spec.model)
         records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts, spec.seed, kind, spec.model, spec.task)
         with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    cell = f"from lottery_nb.patterns import Annotator, annotation_page, json_lines\n\nannotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))"
+    cell = f"from lottery_nb.labels import Annotator, annotation_page, json_lines\n\nannotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))"
     with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)
     return page

@@ -7,12 +7,12 @@ __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'O
            'TIMES', 'FUNCTION_WORDS', 'PLURAL', 'PAST', 'NOUN_GROUPS', 'ROLE_GROUPS', 'VERB_PAIRS', 'ADJECTIVE_PAIRS',
            'KIND', 'TOP', 'PRONOUN', 'BARE', 'OPPOSITE', 'SAME', 'APPLIES', 'PLACE_WORD', 'CHANGES', 'COMPARED',
            'RELATIONS', 'ANSWERS', 'KIND_FACTS', 'WORD_FACTS', 'FACTS', 'QUESTIONS', 'ASKED', 'SCHEMAS',
-           'QUESTION_FORMS', 'KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER',
-           'COSTS', 'ROWS', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs', 'Draw', 'wheel',
-           'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say', 'swap_synonyms', 'change', 'general',
-           'entailed', 'Document', 'echo', 'related', 'ask', 'story', 'winograd', 'verdict', 'present', 'questions',
-           'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows',
-           'micro_task']
+           'QUESTION_FORMS', 'DOCUMENT_KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE',
+           'OTHER_NUMBER', 'COSTS', 'ROWS', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs',
+           'Draw', 'wheel', 'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'event_sentence', 'say',
+           'swap_synonyms', 'change', 'general', 'entailed', 'Document', 'echo', 'related', 'ask', 'story', 'winograd',
+           'opinion_clause', 'present_parts', 'questions', 'reserved', 'documents', 'corpus', 'corpus_lines',
+           'micro_vocab', 'micro_tokenizer', 'TaskRows', 'micro_task']
 
 # %% ../nbs/20_language.ipynb #9b27ec64
 import random
@@ -287,7 +287,7 @@ def phrase(
     return f"{'an' if head[0] in 'aeiou' else 'a'} {head}" if article == "a" else f"{article} {head}"
 
 # %% ../nbs/20_language.ipynb #1c01cb21
-def render(
+def event_sentence(
     event: Event,           # what to say
     passive: bool = False,  # the car was bought by tom
     front: str = "",        # place or time, when it comes first
@@ -309,7 +309,7 @@ def say(
 ) -> str:                  # a sentence
     "Say an event with a free choice of voice and word order"
     front = event.time if event.time and draw.chance(.4) else event.place if event.place and draw.chance(.12) else ""
-    return render(event, draw.chance(passive), front)
+    return event_sentence(event, draw.chance(passive), front)
 
 # %% ../nbs/20_language.ipynb #bf720a91
 def swap_synonyms(
@@ -354,7 +354,7 @@ def change(
     while True:
         kind = draw.pick(kinds)
         changed = CHANGES[kind](event, lex, draw)
-        if changed and None not in changed and render(changed) != render(event): return changed, kind
+        if changed and None not in changed and event_sentence(changed) != event_sentence(event): return changed, kind
 
 # %% ../nbs/20_language.ipynb #a9a0a6f9
 def general(
@@ -392,7 +392,7 @@ def echo(
     "The stepping stone to comparison"
     event, changes = make_event(lex, draw), draw.chance(.5)
     second = change(event, lex, draw, ("noun", "verb", "place", "agent"))[0] if changes else event
-    return Document(render(event), render(second), int(changes))
+    return Document(event_sentence(event), event_sentence(second), int(changes))
 
 # %% ../nbs/20_language.ipynb #09a6bb8f
 COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "place", "agent", "negation")   # the hard ones twice
@@ -564,7 +564,7 @@ def _pronouns(lex, draw):
     event = make_event(lex, draw, draw.pick(lex.things), place="", time="")
     first, second = (he, she) if draw.chance(.5) else (she, he)
     actor = draw.pick((he, she))
-    deed = _clause(render(event._replace(agent=actor)))
+    deed = _clause(event_sentence(event._replace(agent=actor)))
     return Document(f"{first} {PAST[draw.pick(lex.verbs['person'])]} {second} . {deed.replace(actor, PRONOUN[actor], 1)} .", f"thus , ^{deed} .", 0)
 
 # %% ../nbs/20_language.ipynb #452946c3
@@ -573,7 +573,7 @@ def _opinion(lex, draw, good):
     negated = draw.chance(.18)
     return ("not " if negated else "") + draw.pick(lex.opinion["good" if good != negated else "bad"])
 
-def verdict(
+def opinion_clause(
     lex: Lexicon,   # the speaker's words
     draw: Draw,     # choices
     good: bool,     # praise or blame
@@ -594,7 +594,7 @@ def _review(lex, draw):
     pole = draw.pick(("good", "bad"))
     good, who = pole == "good", draw.pick(lex.agents)
     word, mood, react, like = (draw.pick(words) for words in (lex.opinion[pole], MOODS[pole].split()[:1], REACTS[pole].split(), LIKES[pole].split()))
-    first = verdict(lex, draw, good) + " ."
+    first = opinion_clause(lex, draw, good) + " ."
     second = draw.pick((f"{phrase(who)} ^{like} it and ^{react} .", f"it was ^{word} , so {phrase(who)} was ^{mood} .", f"{phrase(who)} found it ^{word} and ^{react} ."))
     return Document(second, first, 0) if draw.chance(.25) else Document(first, second, 0)
 
@@ -605,7 +605,7 @@ def _people(lex, draw):
     plural = draw.chance(.5)
     return role, plural, draw.pick(("these", "those", "the", "some") if plural else ("this", "that", "the", "every")), PLURAL[role] if plural else role
 
-def present(
+def present_parts(
     lex: Lexicon,             # the speaker's words
     draw: Draw,               # choices
 ) -> list[str]:               # determiner, subject, preposition and attractor or nothing, adverb or nothing, verb, object
@@ -619,14 +619,14 @@ def present(
 
 def _sentence(parts): return " ".join(part for part in parts if part) + " ."
 
-def _present(lex, draw): return Document(_sentence(present(lex, draw)), _sentence(present(lex, draw)), 0)
+def _present(lex, draw): return Document(_sentence(present_parts(lex, draw)), _sentence(present_parts(lex, draw)), 0)
 
 def _narrative(lex, draw):
     "Two deeds of one person"
     first = make_event(lex, draw)
     second = make_event(lex, draw, agent=first.agent)
-    told = render(second._replace(agent="someone")).replace("someone", PRONOUN[first.agent], 1)
-    return Document(render(first, front=first.time if draw.chance(.3) else ""), f"{draw.pick(('then', 'also', 'so'))} {told}", 0)
+    told = event_sentence(second._replace(agent="someone")).replace("someone", PRONOUN[first.agent], 1)
+    return Document(event_sentence(first, front=first.time if draw.chance(.3) else ""), f"{draw.pick(('then', 'also', 'so'))} {told}", 0)
 
 # %% ../nbs/20_language.ipynb #00d6d1b1
 QUESTION_FORMS = (
@@ -662,7 +662,7 @@ def _questions(lex, draw):
     same = draw.chance(.5)
     return Document(*questions(lex, draw, same, (0, 0, 1, 2), alike=.5), 0 if same else 1)
 
-KINDS = dict(echo=echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
+DOCUMENT_KINDS = dict(echo=echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
              questions=_questions)
 SHARES = dict(echo=3, compare=18, is_it_true=10, facts=20, who_did_what=10, pronouns=8, review=9, present=9, narrative=3, questions=10)
 SWAPPED = {"who_did_what", "review", "narrative"}   # B may come from another document of the kind: the label says so
@@ -684,7 +684,7 @@ def documents(
     draw, lex, kinds, earlier = Draw(f"corpus {seed}"), lexicon(), wheel(SHARES), {}
     while True:
         kind = draw.pick(kinds)
-        document = KINDS[kind](lex, draw)
+        document = DOCUMENT_KINDS[kind](lex, draw)
         first, second, label = document
         if kind in SWAPPED:
             other, earlier[kind] = earlier.get(kind, second), second
@@ -762,7 +762,7 @@ def _wrong_verb(lex, draw, noun):
 
 def _bad_present(lex, draw):
     "A sentence in the present tense with one fault"
-    parts, fault = present(lex, draw), draw.pick(("agreement", "agreement", "determiner", "order", "verb last"))
+    parts, fault = present_parts(lex, draw), draw.pick(("agreement", "agreement", "determiner", "order", "verb last"))
     if fault == "determiner" and parts[0] in OTHER_NUMBER: parts[0] = OTHER_NUMBER[parts[0]]
     elif fault == "order": parts[:2] = parts[1::-1]
     elif fault == "verb last": parts[4:] = parts[:3:-1]
@@ -773,8 +773,8 @@ def _bad_past(lex, draw):
     "An event with one fault"
     event, fault = make_event(lex, draw), draw.pick(("selection", "selection", "was", "adjective", "order"))
     agent, past, adjective = phrase(event.agent), PAST[event.verb], event.adjective
-    if fault == "was": return render(event).replace(f" {past} ", f" was {event.verb} ", 1)
-    if fault == "order": return render(event).replace(f"{agent} {past}", f"{past} {agent}", 1)
+    if fault == "was": return event_sentence(event).replace(f" {past} ", f" was {event.verb} ", 1)
+    if fault == "order": return event_sentence(event).replace(f"{agent} {past}", f"{past} {agent}", 1)
     if fault == "adjective" and adjective: return say(event, draw).replace(f"{adjective} {event.noun}", f"{event.noun} {adjective}", 1)
     return say(event._replace(verb=_wrong_verb(lex, draw, event.noun)), draw)
 
@@ -782,14 +782,14 @@ def _bad_past(lex, draw):
 def _cola(lex, draw):
     "Acceptable (1) or not (0)"
     good, now = draw.chance(.6), draw.chance(.55)
-    if good: sentence = _sentence(present(lex, draw)) if now else say(make_event(lex, draw), draw)
+    if good: sentence = _sentence(present_parts(lex, draw)) if now else say(make_event(lex, draw), draw)
     else: sentence = _bad_present(lex, draw) if now else _bad_past(lex, draw)
     return dict(sentence=sentence, label=int(good))
 
 def _sst2(lex, draw):
     "Praise (1) or blame (0); one label in twenty is wrong, as in any data"
     good = draw.chance(.5)
-    return dict(sentence=verdict(lex, draw, good), label=int(good != draw.chance(.05)))
+    return dict(sentence=opinion_clause(lex, draw, good), label=int(good != draw.chance(.05)))
 
 def _mrpc(lex, draw):
     "Paraphrase (1) or one change (0); as many words differ in both"

@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'layout', 'normal', 'diagonal_part', 'vertical_part', 'block_part', 'texture_part', 'copied_phrase',
            'share_ranges', 'synthetic_map', 'synthetic', 'check_maps', 'prepare', 'contiguous', 'PatternCNN',
            'same_size', 'bar', 'train_cnn', 'write_state', 'read_state', 'f1_table', 'confusion', 'calibration',
-           'study', 'measures', 'rule_label', 'default_cnn']
+           'study', 'map_measures', 'rule_label', 'default_cnn']
 
 # %% ../nbs/41_patterns.ipynb #3e3c8672
 from pathlib import Path
@@ -384,7 +384,7 @@ def study(
     return dict(cnn=cnn, epochs=chosen, selection=curves[:, chosen - 1].mean(), test=table.f1["weighted"], table=table)
 
 # %% ../nbs/41_patterns.ipynb #1c18083a
-def measures(
+def map_measures(
     one: np.ndarray,        # a map, query × key
     special: np.ndarray,    # bool per token
     segment: np.ndarray,    # int per token
@@ -404,7 +404,7 @@ def rule_label(
     segment: np.ndarray,    # int per token
 ) -> str:                   # one of `CLASSES`
     "Class of a map by the rules that define the classes (Kovaleva et al. 2019, section 4.1)"
-    share = measures(one, special, segment)
+    share = map_measures(one, special, segment)
     line, column = share["diagonal"], share["vertical"]
     if min(line, column) >= .15 and line + column >= .4: return "vertical+diagonal"
     if max(line, column) >= .3: return "diagonal" if line > column else "vertical"

@@ -686,7 +686,7 @@ def _batch_losses(model, pruned, head, decoder, whole, batch) -> np.ndarray:
     batch = {name: value.to(model.device) for name, value in (batch | {"weight": batch["attention_mask"].float()}).items()}
     asked = _inputs(model, batch) | dict(output_hidden_states=True)
     trunk = lambda weights, ids: functional_call(model.base_model, weights, kwargs=asked | dict(input_ids=ids.to(model.device)))
-    tied = {id(p): base_name(name) for name, p in model.named_parameters() if base_name(name) in pruned}
+    tied = {id(resolve(model, name)): name for name in pruned}
     if decoder == "both": head = head | {name: pruned[tied[id(p)]] for name, p in mlm_head(model).named_parameters() if id(p) in tied}
     mlm = mlm_term(trunk(pruned, batch["input_ids"]), None, batch, lambda hidden: functional_call(mlm_head(model), head, (hidden,)))
     kd = kd_term(trunk(pruned, whole), trunk({}, whole), batch, None)

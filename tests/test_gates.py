@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (BertConfig, BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
-                          DistilBertConfig, DistilBertModel, RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
+from transformers import (AlbertConfig, AlbertModel, BertConfig, BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
+                          RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
 from transformers.pytorch_utils import prune_linear_layer
 
 from lottery_nb.files import BadInput
@@ -108,7 +108,7 @@ def test_hooks_are_gone_after_an_error_inside():
 
 
 def test_other_encoders_are_refused():
-    with pytest.raises(BadInput, match="got DistilBertModel"): open_gates(DistilBertModel(DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)))
+    with pytest.raises(BadInput, match="architecture must be one of bert, .*; got .albert."): open_gates(AlbertModel(AlbertConfig(vocab_size=20, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)))
 
 
 @pytest.mark.parametrize("heads,mlps", [((LAYERS, HEADS + 1), (LAYERS,)), ((LAYERS + 1, HEADS), (LAYERS + 1,)), ((LAYERS, HEADS), (2,)), ((5, LAYERS, HEADS), (LAYERS,))])

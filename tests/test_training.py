@@ -2,6 +2,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given, strategies as st
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import (BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertTokenizer, RobertaConfig,
                           RobertaForMaskedLM, Trainer,
