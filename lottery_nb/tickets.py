@@ -416,7 +416,7 @@ def export_prune(
     path: str | Path,   # a .safetensors file, made or replaced
 ) -> Path:              # the file
     "Write a mask in the names of torch.nn.utils.prune: `NAME_mask`, bool"
-    if Path(path).suffix != ".safetensors": raise BadInput(f"file must end in .safetensors (no pickle is written), got {Path(path).name}")
+    if Path(path).suffix != ".safetensors": raise BadInput(f"file must end in .safetensors, got {Path(path).name}")
     with atomic(path) as temp: save_file({f"{name}_mask": kept for name, kept in mask.items()}, temp)
     return Path(path)
 
