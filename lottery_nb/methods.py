@@ -225,7 +225,8 @@ def retrain(
     def make(partial: Path):
         model, left = starting_point(spec, ticket, root)
         train_into(partial, model, target_spec(spec), mask=present(ticket.mask, model), **left)
-        if spec.keep_model: model.save_pretrained(partial/"model")
+        if spec.keep_model:
+            for part in (model, materials(target_spec(spec)).tokenizer): part.save_pretrained(partial/"model")
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 
