@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import (WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, record, restore_weights, source_spec,
+from .baseline import (WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, record, source_spec,
                                  target_spec, theta0, train_into)
 from .files import atomic, read_json, short_hash, stage
 from .imp import begin_rewound, begin_trained, chain_pieces, find_by_chain, steps_left
@@ -31,7 +31,7 @@ from .spec import READS, SCORED, RunSpec, TicketSpec, slugged
 from .store import stage_folder
 from .tamt import find_trained, mask_pieces
 from .tickets import Ticket, check_architecture, check_weights, present, provenance_of
-from .training import encoded, mask_tokens, repeatable
+from .training import encoded, load_weights, mask_tokens, repeatable
 from .weights import prunable
 
 # %% ../nbs/38_methods.ipynb #923922cc
@@ -84,7 +84,7 @@ def calibrated(
     key = source.differing() | dict(criterion=criterion, pool=spec.pool, at=at, examples=examples)
     def make(partial: Path):
         model = theta0(source)
-        if at == "finetuned": restore_weights(model, dense(source, root)/WEIGHTS)
+        if at == "finetuned": load_weights(model, dense(source, root)/WEIGHTS)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         with repeatable(): scores = collect(criterion, model, prunable(model, spec.pool), shown(source, examples), spec.seed)
         with atomic(partial/SCORES_FILE) as temp: save_file({name: score.cpu().contiguous() for name, score in scores.items()}, temp)

@@ -22,7 +22,7 @@ from .files import BadInput, one_of
 from .micro import pretrained
 from .names import architecture_of, is_micro
 from .tasks import Task, get_task
-from .weights import architecture, base_name, longest_input, place, prunable
+from .weights import architecture, base_name, longest_input, own_parameters, place, prunable
 
 # %% ../nbs/23_models.ipynb #2fd5b738
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -196,9 +196,9 @@ def check_length(
 def parameter_counts(
     net: PreTrainedModel,   # a model
 ) -> dict[str, int]:        # numbers of parameters: embeddings, encoder, pooler (where there is one), head, total
-    "Count a model's parameters by part; a tied matrix counts once, where it comes first"
+    "Count a model's parameters by part; a tied matrix counts once, as the embeddings' own"
     counts = dict.fromkeys(("embeddings", "encoder", "pooler", "head"), 0)
-    for name, weights in net.named_parameters():
+    for name, weights in own_parameters(net).items():
         counts[part_of(net, name)] += weights.numel()
     return counts | {"total": sum(counts.values())}
 
