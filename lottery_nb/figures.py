@@ -48,7 +48,8 @@ def score_curve(
     ax.axhline(full, color=colour_of("dense"), linestyle="--", linewidth=1, label="full model")
     ax.axhspan(full - spread, full + spread, color=colour_of("dense"), alpha=.15, linewidth=0)
     for method, group in rows[rows.method != "dense"].groupby("method"):
-        ax.errorbar(100*group.asked_sparsity, group.score, group["std"].fillna(0), label=method, color=colour_of(method), marker="o", capsize=3)
+        ax.errorbar(100*group.asked_sparsity, group.score, group["std"].fillna(0), label=method,
+                    color=colour_of(method), marker="o", capsize=3)
     ax.set(xlabel="weights removed (%)", ylabel=metric.replace("_", " "), title=task)
     ax.legend(frameon=False)
     return ax
@@ -76,7 +77,8 @@ def average_curve(
     ax = ax or plt.subplots(figsize=(5, 3.4))[1]
     for method, group in rows.groupby("method"):
         score = group.groupby("asked_sparsity").score.agg(["mean", "std"])
-        ax.errorbar(100*score.index, 100*score["mean"], 100*score["std"].fillna(0), label=method, color=colour_of(method), marker="o", capsize=3)
+        ax.errorbar(100*score.index, 100*score["mean"], 100*score["std"].fillna(0), label=method,
+                    color=colour_of(method), marker="o", capsize=3)
     ax.axhline(100*rows.full_score.mean(), color=colour_of("dense"), linestyle="--", linewidth=1, label="full model")
     ax.set(xlabel="weights removed (%)", ylabel=f"average over {rows.tasks.iloc[0]} tasks (%)")
     ax.legend(frameon=False, fontsize=7)
@@ -95,7 +97,8 @@ def loss_scatter(
     for method, group in rows.groupby("method"):
         ax.scatter(group[loss], group.score, label=method, color=colour_of(method), s=18)
     unit = {"mlm_loss": "MLM loss (nats)", "kd_loss": "KD loss (1 − cos)"}[loss]
-    ax.set(xlabel=unit, ylabel=rows.metric.iloc[0].replace("_", " "), title=f"{task}, rank correlation {rows[loss].corr(rows.score, method='spearman'):.2f}")
+    ax.set(xlabel=unit, ylabel=rows.metric.iloc[0].replace("_", " "),
+           title=f"{task}, rank correlation {rows[loss].corr(rows.score, method='spearman'):.2f}")
     ax.legend(frameon=False)
     return ax
 
@@ -112,7 +115,8 @@ def loss_panels(
     axes = plt.subplots(len(losses), len(levels), figsize=size, squeeze=False, layout="constrained")[1]
     for line, loss in zip(axes, losses):
         for s, ax in zip(levels, line):
-            loss_scatter(scored[scored.asked_sparsity == s], "average", loss, ax).set_title(f"{title}, {100*s:g} %", fontsize=9)
+            loss_scatter(scored[scored.asked_sparsity == s], "average", loss,
+                         ax).set_title(f"{title}, {100*s:g} %", fontsize=9)
     for ax in axes.flat[:-1]: ax.get_legend().remove()
     return axes
 
@@ -129,8 +133,10 @@ def step_curve(
     trained = trained.assign(at=trained.mask_at.fillna(trained.mask_steps))
     for method, group in trained.groupby("method"):
         scores = group.groupby("at").score.agg(["mean", "std"])
-        ax.errorbar(scores.index, scores["mean"], scores["std"].fillna(0), label=method, color=colour_of(method), marker="o", capsize=3)
-    if (rows.method == "imp").any(): ax.axhline(rows[rows.method == "imp"].score.max(), color=colour_of("imp"), linestyle="--", linewidth=1, label="imp, best")
+        ax.errorbar(scores.index, scores["mean"], scores["std"].fillna(0), label=method, color=colour_of(method),
+                    marker="o", capsize=3)
+    if (rows.method == "imp").any(): ax.axhline(rows[rows.method == "imp"].score.max(), color=colour_of("imp"),
+                                                linestyle="--", linewidth=1, label="imp, best")
     ax.set(xlabel="optimizer steps on text", ylabel=rows.metric.iloc[0].replace("_", " "), title=task)
     ax.legend(frameon=False)
     return ax
@@ -148,9 +154,11 @@ def distance_panels(
         for method, points in group.groupby("method"):
             points = points.groupby("at")[["distance", "score"]].agg(["mean", "std"])
             mean, std = 100*points["score"]["mean"], 100*points["score"]["std"].fillna(0)
-            ax.errorbar(points["distance"]["mean"], mean, std, marker="o", capsize=3, label=method, color=colour_of(method))
+            ax.errorbar(points["distance"]["mean"], mean, std, marker="o", capsize=3, label=method,
+                        color=colour_of(method))
         ax.axhline(100*start[task], color=colour_of("omp"), linestyle="--", linewidth=1, label="omp")
-        ax.set(xlabel="distance from the one-shot mask", ylabel="score (%)", title=f"{title}, {task}, {100*group.asked_sparsity.iloc[0]:g} %")
+        ax.set(xlabel="distance from the one-shot mask", ylabel="score (%)",
+               title=f"{title}, {task}, {100*group.asked_sparsity.iloc[0]:g} %")
     axes[0][-1].legend(frameon=False, fontsize=8)
     return axes[0]
 
@@ -159,9 +167,11 @@ def density_table(
     mask: Mask,        # a mask over BERT's or RoBERTa's weights
 ) -> pd.DataFrame:     # layer × family, share of weights kept in [0, 1]; members outside the layers in a row –
     "How much of each matrix lives"
-    rows = [("–" if place(name)[1] is None else place(name)[1], place(name)[0].replace("_", " "), density) for name, density in mask.densities().items()]
+    rows = [("–" if place(name)[1] is None else place(name)[1], place(name)[0].replace("_", " "), density)
+            for name, density in mask.densities().items()]
     table = pd.DataFrame(rows, columns=["layer", "family", "density"])
-    return table.pivot(index="layer", columns="family", values="density")[table.family.unique()].reindex(table.layer.unique())
+    return table.pivot(index="layer", columns="family",
+                       values="density")[table.family.unique()].reindex(table.layer.unique())
 
 # %% ../nbs/52_figures.ipynb #c2e8caa6
 def density_heatmap(
@@ -171,7 +181,8 @@ def density_heatmap(
     "Share of weights kept per layer and matrix family"
     table = density_table(mask)
     ax = ax or plt.subplots(figsize=(1.1 + .85*len(table.columns), 1.2 + .35*len(table)))[1]
-    sns.heatmap(100*table, annot=True, fmt=".0f", cmap="viridis", vmin=0, vmax=100, cbar_kws={"label": "weights kept (%)"}, ax=ax)
+    sns.heatmap(100*table, annot=True, fmt=".0f", cmap="viridis", vmin=0, vmax=100,
+                cbar_kws={"label": "weights kept (%)"}, ax=ax)
     ax.set(xlabel="", ylabel="layer", title=f"{100*mask.sparsity:.0f} % of {mask.total:,} weights removed")
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right")
     return ax
@@ -200,7 +211,8 @@ def overlap_matrix(
     names = list(masks)
     values = [[100*masks[a].jaccard(masks[b], side=side) for b in names] for a in names]
     ax = ax or plt.subplots(figsize=(1.6 + .7*len(names), 1.2 + .6*len(names)))[1]
-    sns.heatmap(pd.DataFrame(values, names, names), annot=True, fmt=".0f", cmap="viridis", vmin=0, vmax=100, square=True, cbar_kws={"label": f"Jaccard of {side} weights (%)"}, ax=ax)
+    sns.heatmap(pd.DataFrame(values, names, names), annot=True, fmt=".0f", cmap="viridis", vmin=0, vmax=100,
+                square=True, cbar_kws={"label": f"Jaccard of {side} weights (%)"}, ax=ax)
     density = np.mean([mask.density if side == "kept" else mask.sparsity for mask in masks.values()])
     ax.set_title(f"chance level {100*density/(2 - density):.0f} %")
     return ax
@@ -227,9 +239,11 @@ def survival_heatmap(
     beside = lambda left, right: np.column_stack([left, np.full(len(left), np.nan), right])
     mean, names = beside(heads, mlps).astype(float), [*range(np.shape(heads)[1]), "", "MLP"]
     said = np.array([["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in mean], dtype=object)
-    if heads_std is not None: said = said + np.array([["" if np.isnan(v) else f"\n{v:.2f}" for v in row] for row in beside(heads_std, mlps_std)], dtype=object)
+    if heads_std is not None: said = said + np.array([["" if np.isnan(v) else f"\n{v:.2f}" for v in row]
+                                                      for row in beside(heads_std, mlps_std)], dtype=object)
     ax = ax or plt.subplots(figsize=(1.6 + .48*mean.shape[1], 1 + .42*len(mean)))[1]
-    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", vmin=0, vmax=1, annot_kws={"size": 7}, xticklabels=names, cbar_kws={"label": label}, ax=ax)
+    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", vmin=0, vmax=1, annot_kws={"size": 7}, xticklabels=names,
+                cbar_kws={"label": label}, ax=ax)
     ax.tick_params(axis="x", length=0)
     ax.set(xlabel="head", ylabel="layer")
     return ax
@@ -242,7 +256,8 @@ def survival_panels(
 ) -> Figure:                       # layers down, heads across, the MLP last
     "Survival of heads and MLPs for several tasks (Prasanna et al. 2020, Figures 6 to 14)"
     rows = -(-len(maps) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.3*columns + .6, 1.35*rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(1.3*columns + .6, 1.35*rows), squeeze=False,
+                                layout="constrained")
     for ax, (title, values) in zip(axes.flat, maps.items()):
         image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
         ax.set_title(title, fontsize=8)
@@ -266,7 +281,8 @@ def outcome_bars(
     ax = ax or plt.subplots(figsize=(4.2, 3.2))[1]
     for position, (kind, colour) in enumerate(KIND_COLOURS.items()):
         values = rows[[f"{kind}_pruned", f"{kind}_retrained"]]
-        ax.bar(np.arange(2) + .27*(position - 1), values.mean(), .25, yerr=values.std(ddof=1).fillna(0), color=colour, capsize=3, label=kind)
+        ax.bar(np.arange(2) + .27*(position - 1), values.mean(), .25, yerr=values.std(ddof=1).fillna(0), color=colour,
+               capsize=3, label=kind)
     ax.axhline(rows.full_score.mean(), color=colour_of("dense"), linestyle="--", linewidth=1, label="full model")
     ax.axhline(rows.majority.mean(), color=colour_of("dense"), linestyle=":", linewidth=1, label="majority")
     ax.set(xticks=range(2), xticklabels=["pruned", "retrained"], ylabel=rows.metric.iloc[0].replace("_", " "))
@@ -280,10 +296,12 @@ def outcome_panels(
     title: str,              # the model
 ) -> sns.FacetGrid:          # methods down, pruned and retrained across; dashes are the full model, dots the majority baseline
     "Good, random and bad subnetworks of all tasks (Prasanna et al. 2020, Figures 2 and 17)"
-    tasks, names = sorted(results.task.unique()), [f"{kind}_{what}" for what in ("pruned", "retrained") for kind in KIND_COLOURS]
+    tasks, names = sorted(results.task.unique()), [f"{kind}_{what}" for what in ("pruned", "retrained")
+                                                   for kind in KIND_COLOURS]
     scores = results.melt(["method", "task"], names, "subnetwork", "reached")
     scores[["kind", "moment"]] = scores.subnetwork.str.split("_", expand=True)
-    grid = sns.catplot(scores, kind="bar", x="task", y="reached", hue="kind", row="method", col="moment", order=tasks, palette=KIND_COLOURS,
+    grid = sns.catplot(scores, kind="bar", x="task", y="reached", hue="kind", row="method", col="moment", order=tasks,
+                       palette=KIND_COLOURS,
                        errorbar="sd", height=2, aspect=2.2, err_kws={"linewidth": 1})
     for (method, _), ax in grid.axes_dict.items():
         means = results[results.method == method].groupby("task")[["full_score", "majority"]].mean().reindex(tasks)
@@ -299,7 +317,8 @@ def importance_histogram(
 ) -> Axes:                    # importance against number of heads and MLPs
     "How importance is distributed: most members could go (Prasanna et al. 2020, Figure 3)"
     ax = ax or plt.subplots(figsize=(4.2, 2.8))[1]
-    ax.hist([heads.ravel(), mlps.ravel()], bins=np.linspace(0, 1, 11), stacked=True, color=_palette[:2], label=["heads", "MLPs"])
+    ax.hist([heads.ravel(), mlps.ravel()], bins=np.linspace(0, 1, 11), stacked=True, color=_palette[:2],
+            label=["heads", "MLPs"])
     ax.set(xlabel="importance (normalised)", ylabel="heads, MLPs")
     ax.legend(frameon=False)
     return ax
@@ -314,12 +333,14 @@ def common_heatmap(
     mean, std = (overlaps.pivot(index="a", columns="b", values=name).loc[order, order] for name in ("mean", "std"))
     said = np.array([[f"{m:.1f}\n{s:.1f}" for m, s in zip(*rows)] for rows in zip(mean.to_numpy(), std.to_numpy())])
     ax = ax or plt.subplots(figsize=(1.6 + .62*len(order), 1.2 + .5*len(order)))[1]
-    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", annot_kws={"size": 7}, cbar_kws={"label": "in common (mean over seeds)"}, ax=ax)
+    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", annot_kws={"size": 7},
+                cbar_kws={"label": "in common (mean over seeds)"}, ax=ax)
     ax.set(xlabel="", ylabel="")
     return ax
 
 # %% ../nbs/52_figures.ipynb #3f9e4804
-PATTERN_COLOURS = dict(zip(("vertical", "diagonal", "vertical+diagonal", "block", "heterogeneous"), (_palette[1], _palette[0], _palette[4], _palette[8], _palette[7])))
+PATTERN_COLOURS = dict(zip(("vertical", "diagonal", "vertical+diagonal", "block", "heterogeneous"),
+                           (_palette[1], _palette[0], _palette[4], _palette[8], _palette[7])))
 
 # %% ../nbs/52_figures.ipynb #d12d3978
 def pattern_bars(
@@ -359,8 +380,10 @@ def transfer_heatmap(
 ) -> Axes:                       # sources down, targets across; points against the full model
     "A transfer matrix (Chen et al. 2020, Figures 2 and 5)"
     ax = ax or plt.subplots(figsize=(1.8 + .62*len(points.columns), 1 + .36*len(points)))[1]
-    sns.heatmap(as_good.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False, mask=points.isna(), linewidths=.5, annot_kws={"size": 8}, ax=ax)
-    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, int(count[source]), va="center", weight="bold")
+    sns.heatmap(as_good.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
+                mask=points.isna(), linewidths=.5, annot_kws={"size": 8}, ax=ax)
+    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, int(count[source]),
+                                                        va="center", weight="bold")
     ax.set(xlabel="trained on (points against the full model; dark: at least its own ticket)", ylabel="mask found on")
     return ax
 

@@ -122,13 +122,17 @@ def check_point(
     "Refuse values of a wrong kind, values a spec refuses, and values that contradict each other"
     for name, kind in get_type_hints(SPECS[template]).items():
         value = values.get(name)
-        if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None and not isinstance(value, str) and kind is str):
-            raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}" + (" (in YAML, 2e-5 is text and 2.0e-5 a number)" if re.fullmatch(r"\d+e-?\d+", bare(value)) else ""))
+        if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None
+                                                                                               and not isinstance(value, str)
+                                                                                               and kind is str):
+            raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}" + (" (in YAML, 2e-5 is text and 2.0e-5 a number)"
+                                                                                    if re.fullmatch(r"\d+e-?\d+", bare(value)) else ""))
     spec = make_spec(template, values)
     given = {name: values[name] for name in values if values[name] is not None}
     for winner, loser in (("max_steps", "epochs"), ("round_steps", "round_epochs")):
         if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} contradict each other: give one of them")
-    if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} contradict each other: the full model has sparsity 0")
+    if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} "
+                                                                                "contradict each other: the full model has sparsity 0")
 
 # %% ../nbs/05_grid.ipynb #fe282c09
 def where(
@@ -166,13 +170,15 @@ def read_grid(
         if Path(path).stat().st_size > 10**6: raise BadInput(f"grid file {path} is larger than 1 MB")
         text = Path(path).read_text(encoding="utf-8")
         node = yaml.compose(text)
-        if (count := written_out(node, {})) > MOST_VALUES: raise BadInput(f"{path} holds {count:,} values once its aliases are written out, more than {MOST_VALUES:,}")
+        if (count := written_out(node, {})) > MOST_VALUES: raise BadInput(f"{path} holds {count:,} values once its aliases are written "
+                                                                          f"out, more than {MOST_VALUES:,}")
         twice, grid = list(dict.fromkeys(doubled_keys(node))), yaml.safe_load(text)
     except FileNotFoundError: raise BadInput(f"grid file {path} does not exist") from None
     except OSError as error: raise BadInput(f"grid file {path} cannot be read: {error.strerror}") from None
     except RecursionError: raise BadInput(f"{path} is not valid YAML for a grid: it is nested too deep, or contains itself") from None
     except BadInput: raise
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error: raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError,
+            ValueError) as error: raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if twice: raise BadInput(f"{path} gives keys twice: {'; '.join(twice)}")
     return expand(grid)
 

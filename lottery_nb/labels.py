@@ -69,11 +69,13 @@ def sample_maps(
     counts, records = np.bincount(drawn, minlength=len(texts)), []
     wanted = np.flatnonzero(counts).tolist()
     for text in read_texts(model, tokenizer, [texts[i] for i in wanted], kind):
-        row, heads = wanted[text.index], [(layer, head) for layer, maps in enumerate(text.maps) for head in range(len(maps))]
+        row, heads = wanted[text.index], [(layer, head) for layer, maps in enumerate(text.maps)
+                                          for head in range(len(maps))]
         for i in rng.choice(len(heads), size=min(counts[row], len(heads)), replace=False):
             layer, head = heads[i]
             place = " ".join(map(str, np.flatnonzero(text.special)))
-            records.append(dict(model=model_name, task=task, row=row, kind=kind, layer=layer, head=head, special=place, map=pack_map(text.maps[layer][head])))
+            records.append(dict(model=model_name, task=task, row=row, kind=kind, layer=layer, head=head,
+                                special=place, map=pack_map(text.maps[layer][head])))
     return [records[i] for i in rng.permutation(len(records))]
 
 # %% ../nbs/42_labels.ipynb #611abe75
@@ -183,13 +185,15 @@ def annotation_page(
     import ipywidgets as widgets
     picture, note = widgets.Image(format="png"), widgets.Label()
     keys = widgets.Text(placeholder="click here, then type v d m b h")
-    buttons = [widgets.Button(description=f"{key}  {label}", layout=widgets.Layout(width="auto")) for key, label in KEYS.items()]
+    buttons = [widgets.Button(description=f"{key}  {label}", layout=widgets.Layout(width="auto"))
+               for key, label in KEYS.items()]
 
     def turn(label=None):
         if label and annotator.todo: annotator.answer(label)
         done = annotator.total - len(annotator.todo)
         note.value = f"{done} of {annotator.total} labelled, in {annotator.out}"
-        picture.value = map_png(unpack_map(annotator.todo[0]["map"]), annotator.todo[0]["special"]) if annotator.todo else b""
+        picture.value = map_png(unpack_map(annotator.todo[0]["map"]),
+                                annotator.todo[0]["special"]) if annotator.todo else b""
 
     def typed(change):
         keys.value, label = "", KEYS.get(change["new"].strip().lower())
@@ -243,11 +247,13 @@ def real_scores(
 ) -> pd.DataFrame:            # one row per judge (rules, eye) and model: weighted F1, macro F1, maps
     "F1 of the classifier on real maps, by rules and by labels given by eye"
     predicted, _ = cnn.predict([record["map"] for record in records])
-    judges = {"rules": [rule_label(record["map"], *roles(record)) for record in records], "eye": [record["label"] for record in records]}
+    judges = {"rules": [rule_label(record["map"], *roles(record)) for record in records],
+              "eye": [record["label"] for record in records]}
     models, rows = [record["model"] for record in records], []
     for judge, names in judges.items():
         for model in [*dict.fromkeys(models), "both"]:
             pairs = [(name, said) for name, said, of in zip(names, predicted, models) if model in (of, "both")]
             table = f1_table(*map(list, zip(*pairs)))
-            rows.append(dict(judge=judge, model=model, weighted=table.f1["weighted"], macro=table.f1["macro"], maps=len(pairs)))
+            rows.append(dict(judge=judge, model=model, weighted=table.f1["weighted"], macro=table.f1["macro"],
+                             maps=len(pairs)))
     return pd.DataFrame(rows)

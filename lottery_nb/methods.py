@@ -167,6 +167,7 @@ METHODS = {
     "wanda": one_shot("wanda", reads=READS["wanda"], colour="#332288"),
     "movement": Method(find_moved, pieces=movement_pieces, reads=READS["movement"], colour="#AA4499"),
     "imp": Method(**CHAINED, begin=begin_rewound, left=steps_left, reads=READS["imp"], colour="#D55E00"),
+    "early-bird": Method(**CHAINED, begin=begin_rewound, left=steps_left, reads=READS["early-bird"], colour="#CC6677"),
     "standard": Method(**CHAINED, begin=begin_trained, begins=chain_pieces, reads=READS["standard"], colour="#E69F00"),
     "tamt-mlm": Method(**MASKED, reads=READS["tamt-mlm"], colour="#009E73"),
     "tamt-kd": Method(**MASKED, reads=READS["tamt-kd"], colour="#CC79A7"),
@@ -224,7 +225,8 @@ def retrain(
     def make(partial: Path):
         model, left = starting_point(spec, ticket, root)
         train_into(partial, model, target_spec(spec), mask=present(ticket.mask, model), **left)
-        if spec.keep_model: model.save_pretrained(partial/"model")
+        if spec.keep_model:
+            for part in (model, materials(target_spec(spec)).tokenizer): part.save_pretrained(partial/"model")
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 

@@ -21,8 +21,10 @@ from .spec import WORLD
 from .weights import architecture, encoder_layers, mlm_head
 
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
-SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05, hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
+SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05,
+            hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
+RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6,
+              relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
 
 # %% ../nbs/21_micro.ipynb #fc44f689
 def micro_config(
@@ -190,7 +192,8 @@ class Trainee:
         "Write weights, optimizer and losses to one file"
         import json
         from safetensors.torch import save_file
-        state = {f"{name}|{part}": value for name, weight in self.weights.items() for part, value in (("weight", weight.data), *self.optimizer.state[weight].items())}
+        state = {f"{name}|{part}": value for name, weight in self.weights.items() for part, value in (("weight", weight.data),
+                                                                                                      *self.optimizer.state[weight].items())}
         with atomic(path) as temp: save_file(state, temp, metadata=dict(losses=json.dumps(losses)))
 
     def load(self, path: Path) -> list[float]:
@@ -258,6 +261,7 @@ def tiny_world(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder/"bert")
-    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal") for word, label in (("good", "yes"), ("fine", "yes"), ("bad", "no"), ("poor", "no"))]
+    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal") for word, label in (("good", "yes"), ("fine", "yes"),
+                                                                                                ("bad", "no"), ("poor", "no"))]
     (folder/"reviews.csv").write_text("text,label\n" + "\n".join(8 * rows) + "\n", encoding="utf-8")
     return str(folder/"bert"), str(folder/"reviews.csv")

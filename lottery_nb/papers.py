@@ -25,10 +25,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .compare import agreement_table, agreements, early_over_late, middle_over_ends, overlap, read_masks, stacked, survival, winning
-from .figures import (KIND_COLOURS, average_curve, common_heatmap, distance_panels, importance_histogram, loss_panels, outcome_panels,
-                                overlap_matrix, overlap_sides, pattern_bars, score_curves, step_curve, survival_heatmap, survival_panels,
-                                transfer_heatmap)
+from .compare import (agreement_table, agreements, early_over_late, middle_over_ends, overlap, read_masks,
+                                stacked, survival, winning)
+from .figures import (KIND_COLOURS, average_curve, common_heatmap, distance_panels, importance_histogram,
+                                loss_panels, outcome_panels, overlap_matrix, overlap_sides, pattern_bars,
+                                score_curves, step_curve, survival_heatmap, survival_panels, transfer_heatmap)
 from .files import BadInput, runs_root
 from .gates import Gates
 from .heads import published_shares
@@ -36,12 +37,16 @@ from .patterns import CLASSES
 from .report import Section, beside, finding
 from .store import finished_runs
 from .structured import first_importance
-from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen, gaps, gate_runs, mixed,
-                               our_survival, paper_table, plus_minus, published_survival, rank_correlation, rewinding, source_table, ticket_masks,
-                               transfer_matrix, transfer_runs, walked, worlds)
+from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen,
+                               gaps, gate_runs, mixed, our_survival, paper_table, plus_minus, published_survival,
+                               rank_correlation, rewinding, source_table, ticket_masks, transfer_matrix,
+                               transfer_runs, walked, worlds)
 
 # %% ../nbs/54_papers.ipynb #b47947fd
-GRIDS = {"chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro", "attention": "micro_attention"}   # page → a grid that makes its runs
+GRIDS = {   # page → a grid that makes its runs
+    "chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro",
+    "attention": "micro_attention", "criteria": "criteria_micro",
+}
 
 # %% ../nbs/54_papers.ipynb #50c85ccd
 def no_runs(
@@ -72,7 +77,8 @@ def gap_lines(
 ) -> list[str]:                      # sentences, at least one
     "What the means mix, and which runs are missing"
     if not ours: return ["no runs"]
-    blurred = [f"{model}: means mix runs that differ in {', '.join(names)}" for model, rows in ours.items() if (names := mixed(rows))]
+    blurred = [f"{model}: means mix runs that differ in {', '.join(names)}" for model, rows in ours.items()
+               if (names := mixed(rows))]
     lacking = [f"{model} lacks {gap}" for model, rows in ours.items() for gap in gaps(rows)]
     return blurred + lacking or ["no gaps: every task has every method at every sparsity"]
 
@@ -81,7 +87,8 @@ def chen_overview(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # counts per model; gaps
     "Which runs stand behind the page"
-    runs = [f"{model}: {len(rows)} runs, {rows.task.nunique()} tasks, {rows.seed.nunique()} seeds" for model, rows in ours.items()]
+    runs = [f"{model}: {len(rows)} runs, {rows.task.nunique()} tasks, {rows.seed.nunique()} seeds"
+            for model, rows in ours.items()]
     return Section({"Runs": runs or no_runs("chen_2020"), "Gaps": gap_lines(ours)})
 
 # %% ../nbs/54_papers.ipynb #3f3768f5
@@ -101,10 +108,12 @@ def winning_tickets(
     mean, std = (by_task(paper_table("chen_2020", "Table 2", value)) for value in ("mean", "std"))
     tables, levels = chen_tables(ours)
     sparsities, compared = beside(levels, mean.loc["Sparsity"], "points of sparsity", signed=False)
-    shown = {"The paper": plus_minus(mean, std), "Ours": pd.concat({model: _printed(table) for model, table in tables.items()}) if tables else "no runs",
+    shown = {"The paper": plus_minus(mean, std),
+             "Ours": pd.concat({model: _printed(table) for model, table in tables.items()}) if tables else "no runs",
              "Highest winning sparsity (%)": sparsities.T}
     said = [_counted(model, table) for model, table in tables.items()] + _no_contest(ours)
-    return Section(shown, said + [f"highest winning sparsity, {line}" for line in compared] + [_seeds_behind(model, table) for model, table in tables.items()])
+    return Section(shown, said + [f"highest winning sparsity, {line}" for line in compared]
+                   + [_seeds_behind(model, table) for model, table in tables.items()])
 
 
 def _printed(table):
@@ -125,7 +134,8 @@ def _no_contest(ours):
         rows = chosen(rows, method="random")
         means = rows[rows.asked_sparsity == rows.groupby("task").asked_sparsity.transform("max")].groupby("task")[["score", "full_score"]].mean()
         tasks = ", ".join(means.index[means.score > means.full_score - .01])
-        if tasks: said.append(f"{model}: on {tasks} even a random ticket at the deepest sparsity is within a point of the full model, so that to win there says nothing")
+        if tasks: said.append(f"{model}: on {tasks} even a random ticket at the deepest sparsity is within a point "
+                              "of the full model, so that to win there says nothing")
     return said
 
 
@@ -156,11 +166,14 @@ def strict_levels(
     theirs = by_task(paper_table("chen_2020", "Table 4")).loc["Sparsity Level"]
     (tables, usual), (_, strict) = chen_tables(ours), chen_tables(ours, "strict")
     levels, compared = beside(strict, theirs, "points of sparsity", signed=False)
-    falls = {"paper": by_task(paper_table("chen_2020", "Table 2")).loc["Sparsity"] - theirs} | {model: usual[model] - level.fillna(0) for model, level in strict.items()}
+    falls = {"paper": by_task(paper_table("chen_2020", "Table 2")).loc["Sparsity"] - theirs}
+    falls |= {model: usual[model] - level.fillna(0) for model, level in strict.items()}
     said = [f"highest sparsity that matches or exceeds the full model, {line}" for line in compared]
-    said += [f"the strict criterion lowers the sparsity of {(fall > 0).sum()} of {fall.notna().sum()} tasks ({name})" for name, fall in falls.items() if fall.notna().any()]
+    said += [f"the strict criterion lowers the sparsity of {(fall > 0).sum()} of {fall.notna().sum()} tasks ({name})"
+             for name, fall in falls.items() if fall.notna().any()]
     best = {model: table.loc[["full", "imp"]].drop(index="std", level=1).round(1) for model, table in tables.items()}
-    return Section({"Highest sparsity by the strict criterion (%)": levels.T, "Table 5, the paper": by_task(paper_table("chen_2020", "Table 5")).iloc[3:],
+    return Section({"Highest sparsity by the strict criterion (%)": levels.T,
+                    "Table 5, the paper": by_task(paper_table("chen_2020", "Table 5")).iloc[3:],
                     "Table 5, ours": pd.concat(best) if best else "no runs"}, said)
 
 # %% ../nbs/54_papers.ipynb #20626ed5
@@ -170,8 +183,10 @@ def metrics_beside(
     "Tasks with two customary metrics (Chen et al. 2020, Table 6)"
     both = {model: both_metrics(rows) for model, rows in ours.items()}
     levels = {model: table.loc[("sparsity", "%")] for model, table in both.items() if len(table)}
-    table, compared = beside(levels, paper_table("chen_2020", "Table 6").loc["Sparsity"], "points of sparsity", signed=False)
-    return Section({"Winning sparsity by either metric (%)": table.T}, [f"winning sparsity by either metric, {line}" for line in compared])
+    table, compared = beside(levels, paper_table("chen_2020", "Table 6").loc["Sparsity"], "points of sparsity",
+                             signed=False)
+    return Section({"Winning sparsity by either metric (%)": table.T},
+                   [f"winning sparsity by either metric, {line}" for line in compared])
 
 # %% ../nbs/54_papers.ipynb #55ba62e1
 def transfer_maps(
@@ -179,7 +194,8 @@ def transfer_maps(
     sparsity: float | None = .7,     # of all tickets; None: each source's own highest winning sparsity
 ) -> dict[str, tuple]:               # model → `tables.transfer_matrix`; models without tickets of other tasks are left out
     "Draw the transfer matrices (Chen et al. 2020, Figures 2, 5 and 6)"
-    found = {model: transfer_matrix(rows, sparsity) for model, rows in ours.items() if (~transfer_runs(rows, sparsity).own.astype(bool)).any()}
+    found = {model: transfer_matrix(rows, sparsity) for model, rows in ours.items()
+             if (~transfer_runs(rows, sparsity).own.astype(bool)).any()}
     level = "own winning sparsity" if sparsity is None else f"{100*sparsity:g} %"
     for model, matrix in found.items(): transfer_heatmap(*matrix).set_title(f"{model}, {level}")
     return found
@@ -194,15 +210,21 @@ def transfers(
     at70, others = transfer_maps(ours), transfer_maps(ours, .5) | transfer_maps(ours, None)
     short = lambda row: row.replace("(IMP) ", "").split(" (")[0].lower().replace("-", "")
     counts = {"paper": figure2["count"].rename(short)} | {model: count for model, (_, _, count) in at70.items()}
-    best = {name: ", ".join(f"{source} to {int(n)} targets" for source, n in count.nlargest(3).items()) for name, count in counts.items()}
+    best = {name: ", ".join(f"{source} to {int(n)} targets" for source, n in count.nlargest(3).items())
+            for name, count in counts.items()}
     said = [f"tickets that transfer best at 70 % ({name}): {text}" for name, text in best.items()]
-    said += [f"MLM's ticket at 70 % against a target's own ({model}): {finding('at least as good', _over_own(points) + 1e-9)}" for model, (points, _, _) in at70.items() if "mlm" in points.index]
-    return Section({"Figure 2, the paper": figure2, "Ours at 70 %": ", ".join(at70) or "no tickets of other tasks at 70 %",
-                    "Ours at 50 % or at each source's own winning sparsity": ", ".join(others) or "no tickets of other tasks there"}, said)
+    said += [f"MLM's ticket at 70 % against a target's own ({model}): "
+             f"{finding('at least as good', _over_own(points) + 1e-9)}" for model, (points, _, _) in at70.items()
+             if "mlm" in points.index]
+    return Section({"Figure 2, the paper": figure2, "Ours at 70 %": ", ".join(at70)
+                    or "no tickets of other tasks at 70 %",
+                    "Ours at 50 % or at each source's own winning sparsity": ", ".join(others)
+                    or "no tickets of other tasks there"}, said)
 
 
 def _over_own(points):
-    return (points.loc["mlm"] - pd.Series({task: points.at[task, task] for task in points if task in points.index})).drop("mlm", errors="ignore")
+    return (points.loc["mlm"] - pd.Series({task: points.at[task, task] for task in points
+                                           if task in points.index})).drop("mlm", errors="ignore")
 
 # %% ../nbs/54_papers.ipynb #099ce5ad
 def universal_gains(
@@ -211,8 +233,10 @@ def universal_gains(
 ) -> pd.Series:            # task → points; at least 0: it wins
     "MLM's ticket over the full model at each task's winning sparsity, its own standard deviation forgiven (Chen et al. 2020, Table 7)"
     moved, levels = chosen(runs, ("own",), method="imp", source="mlm"), table.loc[("sparsity", "%")] / 100
-    scores = {task: 100 * rows.score[(rows.asked_sparsity - levels.get(task, -1)).abs() < 1e-9] for task, rows in moved.groupby("task") if task != "mlm"}
-    return pd.Series({task: s.mean() + (s.std() if len(s) > 1 else 0) - table.loc[("full", "mean"), task] for task, s in scores.items()}, dtype=float)
+    scores = {task: 100 * rows.score[(rows.asked_sparsity - levels.get(task, -1)).abs() < 1e-9]
+              for task, rows in moved.groupby("task") if task != "mlm"}
+    return pd.Series({task: s.mean() + (s.std() if len(s) > 1 else 0) - table.loc[("full", "mean"), task]
+                      for task, s in scores.items()}, dtype=float)
 
 # %% ../nbs/54_papers.ipynb #63da3bef
 def universal_ticket(
@@ -222,22 +246,29 @@ def universal_ticket(
     table7, std7 = (by_task(paper_table("chen_2020", "Table 7", value)) for value in ("mean", "std"))
     name = "f(x; m_IMP^MLM ⊙ θ0)"
     theirs = table7.loc[name] + std7.loc[name] - table7.loc["Full BERT_BASE"]
-    wins = beside({model: universal_gains(ours[model], table) for model, table in chen_tables(ours)[0].items()}, theirs)[0]
+    wins = beside({model: universal_gains(ours[model], table)
+                   for model, table in chen_tables(ours)[0].items()}, theirs)[0]
     short = -theirs[theirs < -1e-9]
-    counted = f"winners {(theirs >= -1e-9).sum()} of {len(theirs)}; short of it by {', '.join(f'{task} {gap:.1f}' for task, gap in short.sort_values().items())} points"
-    said = [f"MLM's ticket wins at the targets' own sparsities, {finding(model, gains + 1e-9)}" for model, gains in wins.items()]
-    return Section({"Points over the full model, the own deviation forgiven": wins.T.round(1), "The paper's table has": counted}, said)
+    gaps_said = ", ".join(f"{task} {gap:.1f}" for task, gap in short.sort_values().items())
+    counted = f"winners {(theirs >= -1e-9).sum()} of {len(theirs)}; short of it by {gaps_said} points"
+    said = [f"MLM's ticket wins at the targets' own sparsities, {finding(model, gains + 1e-9)}"
+            for model, gains in wins.items()]
+    return Section({"Points over the full model, the own deviation forgiven": wins.T.round(1),
+                    "The paper's table has": counted}, said)
 
 # %% ../nbs/54_papers.ipynb #da506bb9
 def rewound(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # points against rewinding to θ0
     "Rewinding against standard pruning (Chen et al. 2020, Figures 7 and 8)"
-    late = {(model, source): table for model, rows in ours.items() for source in ("mlm", "mnli") if len(table := rewinding(rows, source)) > 1}
-    said = [f"standard pruning of {source} against rewinding to the pre-trained weights, {finding(model, table.loc['standard pruning'])}"
+    late = {(model, source): table for model, rows in ours.items() for source in ("mlm", "mnli")
+            if len(table := rewinding(rows, source)) > 1}
+    said = [f"standard pruning of {source} against rewinding to the pre-trained weights, "
+            f"{finding(model, table.loc['standard pruning'])}"
             for (model, source), table in late.items() if "standard pruning" in table.index]
     none = "no runs of standard pruning or later rewinding on MLM or MNLI at 70 % (and the paper's figures have no numbers in its text)"
-    return Section({"Points against rewinding to the pre-trained weights": pd.concat(late).round(2) if late else none}, said)
+    return Section({"Points against rewinding to the pre-trained weights": pd.concat(late).round(2) if late
+                    else none}, said)
 
 # %% ../nbs/54_papers.ipynb #c91f3260
 def sources_compared(
@@ -246,17 +277,22 @@ def sources_compared(
     "MLM's ticket from fewer examples, and from MLM and the task at once (Chen et al. 2020, Table 8 and Figure 9)"
     table8 = paper_table("chen_2020", "Table 8")
     own, mlm, most = table8.iloc[:3].max(), table8.iloc[3:6].max(), table8.iloc[6]
-    said = [f"Table 8, paper: {finding('with as many examples MLM matches or outperforms the own ticket', mlm - own)}; {finding('more examples help', most - mlm)}"]
+    said = ["Table 8, paper: "
+            f"{finding('with as many examples MLM matches or outperforms the own ticket', mlm - own)}; "
+            f"{finding('more examples help', most - mlm)}"]
     sources = {model: table for model, rows in ours.items() if len(table := source_table(rows)) > 1}
     for model, table in sources.items(): said += _sources_said(model, table)
-    return Section({"Table 8, the paper": table8, "Ours at 70 %, in percent": pd.concat(sources).round(1) if sources else "no tickets of MLM at 70 %"}, said)
+    return Section({"Table 8, the paper": table8, "Ours at 70 %, in percent": pd.concat(sources).round(1) if sources
+                    else "no tickets of MLM at 70 %"}, said)
 
 
 def _sources_said(model, table):
     others = table.index.drop("own task", errors="ignore") if "own task" in table.index else []
     fewer = table.index[table.index.str.contains("examples")] if "mlm" in table.index else []
-    own = [f"{model}, mask found on {name} against the task's own at 70 %: {finding('at least as good', table.loc[name] - table.loc['own task'] + 1e-9)}" for name in others]
-    return own + [f"{model}, MLM's ticket from all the text against {name}: {finding('more examples help', table.loc['mlm'] - table.loc[name])}" for name in fewer]
+    own = [f"{model}, mask found on {name} against the task's own at 70 %: "
+           f"{finding('at least as good', table.loc[name] - table.loc['own task'] + 1e-9)}" for name in others]
+    return own + [f"{model}, MLM's ticket from all the text against {name}: "
+                  f"{finding('more examples help', table.loc['mlm'] - table.loc[name])}" for name in fewer]
 
 # %% ../nbs/54_papers.ipynb #a8adefcb
 def masks_in_common(
@@ -270,8 +306,11 @@ def masks_in_common(
         if len(masks) < 2: continue
         overlap_sides(masks)
         drawn.append(model)
-        shared = [masks[a].jaccard(masks[b], side="pruned") for a in masks for b in masks if a < b and "mlm" not in (a, b)]
-        if shared: said.append(f"pruned weights in common between downstream tasks at 70 % ({model}): {100*min(shared):.0f} to {100*max(shared):.0f} % by Jaccard (the paper's text: more than 90 %)")
+        shared = [masks[a].jaccard(masks[b], side="pruned") for a in masks for b in masks
+                  if a < b and "mlm" not in (a, b)]
+        if shared: said.append(f"pruned weights in common between downstream tasks at 70 % ({model}): "
+                               f"{100*min(shared):.0f} to {100*max(shared):.0f} % by Jaccard (the paper's text: "
+                               "more than 90 %)")
     return Section({"Masks at 70 %": ", ".join(drawn) or "no two masks at 70 %"}, said)
 
 # %% ../nbs/54_papers.ipynb #0ec0f976
@@ -294,7 +333,8 @@ def liu_overview(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # counts per model; gaps
     "Which runs stand behind the page"
-    runs = [f"{model}: {len(rows)} runs, {rows.task.nunique()} tasks, {rows.mask_seed.nunique()} mask seeds, {rows.seed.nunique()} seeds of retraining" for model, rows in ours.items()]
+    runs = [f"{model}: {len(rows)} runs, {rows.task.nunique()} tasks, {rows.mask_seed.nunique()} mask seeds, "
+            f"{rows.seed.nunique()} seeds of retraining" for model, rows in ours.items()]
     return Section({"Runs": runs or no_runs("liu_2022"), "Gaps": gap_lines(ours)})
 
 # %% ../nbs/54_papers.ipynb #8d8f7e38
@@ -325,7 +365,8 @@ def final_averages(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:   # model → `tables.averages` of whole trainings; model → method × sparsity, in percent
     "Average scores of the tickets that Liu et al. 2022 compare (Equation 2)"
     final = {model: table for model, rows in ours.items() if len(table := averages(chosen(rows, ("own",))))}
-    return final, {model: 100 * table.groupby(["method", "asked_sparsity"]).score.mean().unstack("asked_sparsity") for model, table in final.items()}
+    return final, {model: 100 * table.groupby(["method", "asked_sparsity"]).score.mean().unstack("asked_sparsity")
+                   for model, table in final.items()}
 
 # %% ../nbs/54_papers.ipynb #6bce1a75
 def average_scores(
@@ -334,23 +375,28 @@ def average_scores(
     "Which masks serve best, over all tasks? (Liu et al. 2022, Figures 1, 3, 4 and 10, section 4.2.1)"
     final, overall = final_averages(ours)
     for model, table in final.items(): average_curve(table).set_title(model)
-    for model, rows in ours.items(): _curves(pd.concat([agnostic(chosen(rows, ("own",))), chosen(rows, method="dense")]), model)
+    for model, rows in ours.items(): _curves(pd.concat([agnostic(chosen(rows, ("own",))),
+                                                        chosen(rows, method="dense")]), model)
     said = [line for model, table in overall.items() for line in _methods_said(model, table)]
     least = paper_table("liu_2022", "Section 4.2.1").iloc[0]["BERT, 50%"]
     for model, table in overall.items():
         if .5 not in table: continue
-        share = ", ".join(f"{method} {value:.0f} %" for method, value in (table[.5] / final[model].full_score.mean()).dropna().items())
-        said.append(f"{model}, share of the full model's average at 50 %: {share} (paper: at least {least:.0f} % for all but random)")
+        share = ", ".join(f"{method} {value:.0f} %"
+                          for method, value in (table[.5] / final[model].full_score.mean()).dropna().items())
+        said.append(f"{model}, share of the full model's average at 50 %: {share} (paper: at least {least:.0f} % "
+                    "for all but random)")
     return Section({"Average score in percent": pd.concat(overall).round(1) if overall else "no tickets"}, said)
 
 
 def _methods_said(model, table):
     pairs = [(method, "random") for method in table.index if method != "random"]
-    pairs += [(method, base) for method in MASK_METHODS for base in ("imp", "omp") if {method, base} <= set(table.index)]
+    pairs += [(method, base) for method in MASK_METHODS for base in ("imp", "omp")
+              if {method, base} <= set(table.index)]
     if {"imp", "omp"} <= set(table.index): pairs.append(("imp", "omp"))
     none = pd.Series(dtype=float)
     gains = {pair: table.loc[pair[0]] - table.loc[pair[1]] if pair[1] in table.index else none for pair in pairs}
-    return [f"{model}, average score, {finding(f'{method} above {base}', gain)}" for (method, base), gain in gains.items()]
+    return [f"{model}, average score, {finding(f'{method} above {base}', gain)}"
+            for (method, base), gain in gains.items()]
 
 # %% ../nbs/54_papers.ipynb #e7a1ef22
 def robustness(
@@ -358,24 +404,32 @@ def robustness(
 ) -> Section:                        # share of the full model's average that OMP keeps, in percent
     "Which architecture bears one-shot pruning better: BERT or RoBERTa? (Liu et al. 2022, Figure 11)"
     final, overall = final_averages(ours)
-    omp = pd.DataFrame({model: table.loc["omp"] / final[model].full_score.mean() for model, table in overall.items() if "omp" in table.index})
-    said = [f"share of the full model's average that OMP keeps, {a} over {b}: {finding('more robust', omp[a] - omp[b])}" for a in omp for b in omp if "roberta" not in a and "roberta" in b]
-    return Section({"Share of the full model's average that OMP keeps (%)": omp.round(1) if len(omp) else "no one-shot tickets"}, said)
+    omp = pd.DataFrame({model: table.loc["omp"] / final[model].full_score.mean() for model, table in overall.items()
+                        if "omp" in table.index})
+    said = [f"share of the full model's average that OMP keeps, {a} over {b}: "
+            f"{finding('more robust', omp[a] - omp[b])}" for a in omp for b in omp if "roberta" not in a
+            and "roberta" in b]
+    return Section({"Share of the full model's average that OMP keeps (%)": omp.round(1) if len(omp)
+                    else "no one-shot tickets"}, said)
 
 # %% ../nbs/54_papers.ipynb #addb2588
 def losses_and_scores(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # rank correlations by task and sparsity; figures
     "Does pre-training loss predict the score? (Liu et al. 2022, Figures 5, 12 and 13)"
-    ranks = {(model, loss): table for model, rows in ours.items() for loss in ("mlm_loss", "kd_loss") if len(table := rank_correlation(rows, loss))}
-    said = [f"{model}, {loss.replace('_', ' ')}: {finding('a lower loss goes with a higher average score', -table[table.task == 'average'].set_index('sparsity').rho, 'of rank correlation')}"
-            for (model, loss), table in ranks.items()]
+    ranks = {(model, loss): table for model, rows in ours.items() for loss in ("mlm_loss", "kd_loss")
+             if len(table := rank_correlation(rows, loss))}
+    gains = {key: -table[table.task == "average"].set_index("sparsity").rho for key, table in ranks.items()}
+    claim = "a lower loss goes with a higher average score"
+    said = [f"{model}, {loss.replace('_', ' ')}: {finding(claim, gain, 'of rank correlation')}"
+            for (model, loss), gain in gains.items()]
     for model, rows in ours.items():
         scored = averages(rows).dropna(subset=["mlm_loss"])
         if len(scored): loss_panels(scored, model)
     for model, table in final_averages(ours)[0].items(): said += _lowest_said(model, table)
     by_sparsity = {key: table.pivot(index="task", columns="sparsity", values="rho") for key, table in ranks.items()}
-    return Section({"Rank correlation of loss and score": pd.concat(by_sparsity, names=["model", "loss"]).round(2) if ranks else "no losses in the results"}, said)
+    return Section({"Rank correlation of loss and score": pd.concat(by_sparsity, names=["model", "loss"]).round(2)
+                    if ranks else "no losses in the results"}, said)
 
 
 def _lowest_said(model, table):
@@ -385,7 +439,8 @@ def _lowest_said(model, table):
         best = table.groupby(["asked_sparsity", "method"])[loss].mean().unstack().dropna(how="all").idxmin(axis=1)
         if method not in set(table.method) or not len(best): continue
         each = ", ".join(f"{100*s:g} % {name}" for s, name in best.items())
-        said.append(f"{model}, {method} has the lowest {loss.replace('_', ' ')} at {(best == method).sum()} of {len(best)} sparsities (lowest: {each})")
+        said.append(f"{model}, {method} has the lowest {loss.replace('_', ' ')} at {(best == method).sum()} of "
+                    f"{len(best)} sparsities (lowest: {each})")
     return said
 
 # %% ../nbs/54_papers.ipynb #eb0dbbc6
@@ -406,7 +461,8 @@ def along_training(
         for s, along in along_runs(rows).items(): said += _reached_said(f"{100*s:g} %", model, along, times.iloc[0])
     starts = [line for model, rows in ours.items() for line in _starts_said(model, rows)]
     text = f"the paper: {times.iloc[0]:g} times fewer iterations and {times.iloc[1]:g} times less time than IMP to the same score"
-    return Section({"Along mask training": text, "Starts": "random starts are compared" if starts else "no random starts"}, said + starts)
+    return Section({"Along mask training": text, "Starts": "random starts are compared" if starts
+                    else "no random starts"}, said + starts)
 
 
 def _reached_said(level, model, along, times):
@@ -421,14 +477,17 @@ def _reached_said(level, model, along, times):
         if pd.isna(imp): how = "no IMP to compare with"
         elif not len(reached): how = f"does not reach IMP's average score in {last:g} steps"
         else: how = f"reaches IMP's average score after {reached[0]:g} of {last:g} steps, {last / reached[0]:.1f} times fewer"
-        said.append(f"{model}, {method} at {level}: {how} (paper: {times:g} times fewer; the one-shot mask it begins as is at {100*omp:.1f}, IMP at {100*imp:.1f})")
+        said.append(f"{model}, {method} at {level}: {how} (paper: {times:g} times fewer; the one-shot mask it "
+                    f"begins as is at {100*omp:.1f}, IMP at {100*imp:.1f})")
     return said
 
 
 def _starts_said(model, rows):
     "Whether an OMP start beats a random one; nothing without random starts"
-    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(MASK_METHODS)].assign(mask_init=lambda r: r.mask_init.fillna("omp"))
-    means = starts.groupby(["task", "method", "asked_sparsity", "mask_init"]).score.mean().unstack("mask_init").reindex(columns=["omp", "random"])
+    starts = chosen(rows, ("own", "mask_init"))[lambda r: r.method.isin(MASK_METHODS)]
+    keys = ["task", "method", "asked_sparsity", "mask_init"]
+    means = starts.assign(mask_init=starts.mask_init.fillna("omp")).groupby(keys).score.mean()
+    means = means.unstack("mask_init").reindex(columns=["omp", "random"])
     gain = (100*means["omp"] - 100*means["random"]).dropna()
     return [f"{model}, {finding('an OMP start beats a random start', gain)}"] if len(gain) else []
 
@@ -440,7 +499,8 @@ def masks_apart(
     theirs, said = paper_table("liu_2022", "Appendix A.5").iloc[0], []
     printed = ", ".join(f"{level} {value:g}" for level, value in theirs.items())
     for model, rows in ours.items():
-        found = agnostic(chosen(rows, ("own",))).sort_values(["method", "mask_seed", "seed"]).assign(mask_seed=lambda r: r.mask_seed.map("{:g}".format, na_action="ignore"))
+        found = agnostic(chosen(rows, ("own",))).sort_values(["method", "mask_seed", "seed"])
+        found = found.assign(mask_seed=found.mask_seed.map("{:g}".format, na_action="ignore"))
         for s in sorted(found.asked_sparsity.dropna().unique()):
             here = found[(found.asked_sparsity == s) & found.method.ne("random")]
             masks = ticket_masks(here, ("method",))
@@ -451,10 +511,14 @@ def masks_apart(
 
 
 def _apart_said(level, model, masks, printed):
-    far = sorted(((method, 1 - mask.jaccard(masks["omp"])) for method, mask in masks.items() if method != "omp" and "omp" in masks), key=lambda item: item[1])
-    said = [f"{model}, distance from the OMP mask at {level}: {', '.join(f'{method} {value:.2f}' for method, value in far)}"] if far else []
-    if {"imp", "tamt-mlm"} <= set(masks): said.append(f"{model}, Jaccard of TAMT-MLM and IMP at {level}: {masks['imp'].jaccard(masks['tamt-mlm']):.2f} (paper: {printed}, the last as an upper bound)")
-    return said
+    far = sorted(((method, 1 - mask.jaccard(masks["omp"])) for method, mask in masks.items() if method != "omp"
+                  and "omp" in masks), key=lambda item: item[1])
+    said = [f"{model}, distance from the OMP mask at {level}: "
+            f"{', '.join(f'{method} {value:.2f}' for method, value in far)}"] if far else []
+    if not {"imp", "tamt-mlm"} <= set(masks): return said
+    alike = masks["imp"].jaccard(masks["tamt-mlm"])
+    return said + [f"{model}, Jaccard of TAMT-MLM and IMP at {level}: {alike:.2f} "
+                   f"(paper: {printed}, the last as an upper bound)"]
 
 # %% ../nbs/54_papers.ipynb #91342e18
 def distances_walked(
@@ -474,12 +538,16 @@ def fewer_examples(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # mean scores in percent by number of examples
     "Which masks serve best with few training examples? (Liu et al. 2022, Figure 9)"
-    few = {model: agnostic(rows, ("whole",))[lambda r: r.max_train.notna() & r.mask_at.isna() & r.mask_init.fillna("omp").eq("omp")] for model, rows in ours.items()}
-    sizes = {model: 100 * rows.groupby(["task", "asked_sparsity", "method", "max_train"]).score.mean().unstack("max_train").rename(columns="{:g} examples".format)
+    plain = lambda r: r.max_train.notna() & r.mask_at.isna() & r.mask_init.fillna("omp").eq("omp")
+    few = {model: agnostic(rows, ("whole",))[plain] for model, rows in ours.items()}
+    keys, named = ["task", "asked_sparsity", "method", "max_train"], "{:g} examples".format
+    sizes = {model: 100 * rows.groupby(keys).score.mean().unstack("max_train").rename(columns=named)
              for model, rows in few.items() if rows.max_train.nunique() > 1}
     wide = {model: table.stack().unstack("method") for model, table in sizes.items()}
-    said = [f"{model}, with fewer examples, {finding(f'{method} above imp', table[method] - table['imp'])}" for model, table in wide.items() for method in MASK_METHODS if {method, "imp"} <= set(table)]
-    return Section({"Mean score in percent": pd.concat(sizes).round(1) if sizes else "no runs of several training set sizes"}, said)
+    said = [f"{model}, with fewer examples, {finding(f'{method} above imp', table[method] - table['imp'])}"
+            for model, table in wide.items() for method in MASK_METHODS if {method, "imp"} <= set(table)]
+    return Section({"Mean score in percent": pd.concat(sizes).round(1) if sizes
+                    else "no runs of several training set sizes"}, said)
 
 # %% ../nbs/54_papers.ipynb #50b102b6
 WIN_CRITERIA = ("std_full", "std_sub", "strict")   # criteria: the paper's footnote, Chen et al.'s, and nothing forgiven
@@ -489,15 +557,18 @@ def published_wins() -> Section:   # the paper's Table 3, its wins, and what doe
     "Are all tickets winning, by the paper's own numbers? (Prasanna et al. 2020, Tables 2 and 3)"
     mean, std = (by_task(paper_table("prasanna_2020", "Table 3", value)) for value in ("mean", "std"))
     three = lambda row, task: [mean.at[row, task] + sign * std.at[row, task] for sign in (-1, 0, 1)]
-    count = lambda row, criterion: sum(winning(three("full model", task), three(f"{row}, retrained", task), criterion) for task in mean)
+    count = lambda row, criterion: sum(winning(three("full model", task), three(f"{row}, retrained", task), criterion)
+                                       for task in mean)
     kinds = [f"{way}, {kind}" for way in ("s-pruning", "m-pruning") for kind in KIND_COLOURS]
+    wins = {row: {criterion: count(row, criterion) for criterion in WIN_CRITERIA} for row in kinds}
     table2 = paper_table("prasanna_2020", "Table 2")
     cells = table2.drop(columns="Average")
-    bad = pd.DataFrame({"Table 2": by_task(cells).loc["'Bad' subnetwork (m-pruning)"], "Table 3": mean.loc["m-pruning, bad, retrained"]})
+    bad = pd.DataFrame({"Table 2": by_task(cells).loc["'Bad' subnetwork (m-pruning)"],
+                        "Table 3": mean.loc["m-pruning, bad, retrained"]})
     averages = table2[["Average"]].assign(cells=cells.mean(axis=1))
     return Section({
         "Table 3": mean,
-        "Of nine tasks, how many retrained tickets win": pd.DataFrame({row: {criterion: count(row, criterion) for criterion in WIN_CRITERIA} for row in kinds}).T,
+        "Of nine tasks, how many retrained tickets win": pd.DataFrame(wins).T,
         "The bad m-pruned subnetwork in both tables": bad.assign(difference=lambda t: (t["Table 2"] - t["Table 3"]).round(2)).T,
         "Averages of Table 2 that are not those of its cells": averages[(averages.Average - averages.cells).abs() > .01].round(3),
     })
@@ -545,13 +616,16 @@ def gains_kept(
     gates: pd.DataFrame,   # from `page_gates`
 ) -> Section:              # share kept, by model, method and task
     "Do random and bad structured subnetworks retrain well, and bad magnitude ones not? (Prasanna et al. 2020, section 4.2)"
-    found = {key: {kind: gain_kept(rows, kind) for kind in KIND_COLOURS} for key, rows in plain_gates(gates).groupby(["model", "method", "task"])}
+    found = {key: {kind: gain_kept(rows, kind) for kind in KIND_COLOURS}
+             for key, rows in plain_gates(gates).groupby(["model", "method", "task"])}
     ways = pd.DataFrame(found, dtype=float).T
     middle = ways.groupby(level=[0, 1]).median() if found else ways
-    said = [f"{model}, {method}: good {row.good:.0%}, random {row.random:.0%}, bad {row.bad:.0%} of the full model's gain over the majority baseline, median over tasks"
+    said = [f"{model}, {method}: good {row.good:.0%}, random {row.random:.0%}, bad {row.bad:.0%} of the full "
+            "model's gain over the majority baseline, median over tasks"
             for (model, method), row in middle.iterrows()]
     near = lambda gap: "yes" if gap < .1 else "no"
-    said += [f"random is within 10 points of good: {near(row.good - row.random)}; bad is: {near(row.good - row.bad)} ({model}, {method})" for (model, method), row in middle.iterrows()]
+    said += [f"random is within 10 points of good: {near(row.good - row.random)}; bad is: "
+             f"{near(row.good - row.bad)} ({model}, {method})" for (model, method), row in middle.iterrows()]
     return Section({"Share of the gain kept": ways.round(2) if found else "no runs"}, said)
 
 # %% ../nbs/54_papers.ipynb #c2ff0b1d
@@ -559,8 +633,10 @@ def gates_won(
     gates: pd.DataFrame,   # from `page_gates`
 ) -> Section:              # tasks, and on how many a retrained kind wins by each criterion
     "All tickets are winning, for ours: on how many tasks does each retrained kind win?"
-    count = lambda rows, kind, criterion: sum(winning(list(task.full_score), list(task[f"{kind}_retrained"]), criterion) for _, task in rows.groupby("task"))
-    found = {(*key, kind): {"of tasks": rows.task.nunique()} | {criterion: count(rows, kind, criterion) for criterion in WIN_CRITERIA}
+    count = lambda rows, kind, criterion: sum(winning(list(task.full_score), list(task[f"{kind}_retrained"]),
+                                                      criterion) for _, task in rows.groupby("task"))
+    found = {(*key, kind): {"of tasks": rows.task.nunique()} | {criterion: count(rows, kind, criterion)
+                                                                for criterion in WIN_CRITERIA}
              for key, rows in plain_gates(gates).groupby(["model", "method"]) for kind in KIND_COLOURS}
     return Section({"Tasks on which retrained tickets win": pd.DataFrame(found).T if found else "no runs"})
 
@@ -573,9 +649,11 @@ def good_over_others(
     tables, said = {}, []
     for method, kind in product(("s-pruning", "m-pruning"), ("random", "bad")):
         theirs = 100 * (mean.loc[f"{method}, good, retrained"] - mean.loc[f"{method}, {kind}, retrained"])
-        gains = {model: 100 * (group.good_retrained - group[f"{kind}_retrained"]).groupby(group.task).mean() for model, group in rows[rows.method == method].groupby("model", sort=False)}
+        gains = {model: 100 * (group.good_retrained - group[f"{kind}_retrained"]).groupby(group.task).mean()
+                 for model, group in rows[rows.method == method].groupby("model", sort=False)}
         tables[method, f"good over {kind}"], compared = beside(gains, theirs)
-        said += [f"{method}, {finding(f'good is better than {kind}', gain)} ({name})" for name, gain in ({"paper": theirs} | gains).items()]
+        said += [f"{method}, {finding(f'good is better than {kind}', gain)} ({name})"
+                 for name, gain in ({"paper": theirs} | gains).items()]
         said += [f"{method}, good over {kind}, {line}" for line in compared]
     return Section({"Good over random and bad, in points": pd.concat(tables).round(0)}, said)
 
@@ -588,7 +666,9 @@ def outcomes_drawn(
     for model, group in rows.groupby("model", sort=False):
         sizes = group.pivot_table(index="task", columns="method", values="good_size")
         if {"s-pruning", "m-pruning"} <= set(sizes):
-            said.append(finding("m-pruning removes more than s-pruning", 100 * (sizes["s-pruning"] - sizes["m-pruning"]), "points of size") + f" ({model}; the paper: on 7 of 9 tasks, by 10 to 15)")
+            said.append(finding("m-pruning removes more than s-pruning",
+                                100 * (sizes["s-pruning"] - sizes["m-pruning"]),
+                                "points of size") + f" ({model}; the paper: on 7 of 9 tasks, by 10 to 15)")
         outcome_panels(group, model)
     return Section({"Mean and standard deviation over seeds": ", ".join(rows.model.unique()) or "no runs"}, said)
 
@@ -596,7 +676,10 @@ def outcomes_drawn(
 LIMITS = {"s-pruning": (0, 1), "m-pruning": (.3, .8)}   # ends of the colour scale
 
 # %% ../nbs/54_papers.ipynb #6c8f79b7
-CLAIMS = {"m-pruning": ("earlier layers get pruned more", -1), "s-pruning": ("heads of the earlier and middle layers survive more", 1)}   # and the sign of `early_over_late` that supports it
+CLAIMS = {   # and the sign of `early_over_late` that supports it
+    "m-pruning": ("earlier layers get pruned more", -1),
+    "s-pruning": ("heads of the earlier and middle layers survive more", 1),
+}
 
 # %% ../nbs/54_papers.ipynb #7e59735e
 def survival_maps(
@@ -606,9 +689,12 @@ def survival_maps(
     maps, rows = {}, plain_gates(gates)
     for method in LIMITS:
         maps["paper", method] = published_survival(method)
-        maps |= {(model, method): found for model, group in rows[rows.method == method].groupby("model", sort=False) if (found := our_survival(group))}
-    for (name, method), found in maps.items(): survival_panels(found, LIMITS[method], columns=9).suptitle(f"{name}, {method}", fontsize=9)
-    kept = [f"{name}, {method}: {100*np.nanmean([np.nanmean(values) for values in found.values()]):.0f} % kept, on average over tasks" for (name, method), found in maps.items()]
+        maps |= {(model, method): found for model, group in rows[rows.method == method].groupby("model", sort=False)
+                 if (found := our_survival(group))}
+    for (name, method), found in maps.items(): survival_panels(found, LIMITS[method],
+                                                               columns=9).suptitle(f"{name}, {method}", fontsize=9)
+    kept = [f"{name}, {method}: {100*np.nanmean([np.nanmean(values) for values in found.values()]):.0f} % kept, on "
+            "average over tasks" for (name, method), found in maps.items()]
     said = [line for (name, method), found in maps.items() for line in _layers_said(name, method, found)]
     usual = {name: found for (name, method), found in maps.items() if method == "s-pruning" and len(found) > 1}
     return Section({"Kept": kept}, said + [_on_most_tasks(name, found) for name, found in usual.items()])
@@ -616,7 +702,8 @@ def survival_maps(
 
 def _layers_said(name, method, maps):
     claim, sign = CLAIMS[method]
-    early = pd.Series({task: sign * early_over_late(values if name == "paper" else values[:, :-1]) for task, values in maps.items()})
+    early = pd.Series({task: sign * early_over_late(values if name == "paper" else values[:, :-1])
+                       for task, values in maps.items()})
     said = [f"{method}, {finding(claim, early)} ({name})"]
     if name == "paper" or method != "s-pruning": return said
     middle = pd.Series({task: middle_over_ends(values[:, -1]) for task, values in maps.items()})
@@ -627,7 +714,8 @@ def _on_most_tasks(name, maps):
     "Figure 15: on how many tasks does a head survive?"
     values = np.stack([values for task, values in maps.items() if task != "wnli"])
     with np.errstate(invalid="ignore"): mean = np.nanmean(values, 0)
-    return f"{(mean[:, :None if name == 'paper' else -1] > .5).mean():.0%} of the heads survive on more than half of the tasks ({name}, s-pruning, WNLI left out)"
+    share = (mean[:, :None if name == "paper" else -1] > .5).mean()
+    return f"{share:.0%} of the heads survive on more than half of the tasks ({name}, s-pruning, WNLI left out)"
 
 # %% ../nbs/54_papers.ipynb #57933536
 def published_file(
@@ -666,17 +754,21 @@ def published_agreement(
     masks, (_, lacking) = published_masks(folder), published_file(folder, "masks.json.gz")
     if not masks: return Section({"Published masks": lacking})
     found = agreements(masks)
-    usual = {task: f for task, f in found.items() if f["kappa_null"] and f["kappa_null"]["high"] > f["kappa_null"]["low"]}
+    usual = {task: f for task, f in found.items() if f["kappa_null"]
+             and f["kappa_null"]["high"] > f["kappa_null"]["low"]}
     seed_heatmap(masks["QNLI"], "published masks, QNLI (Figure 1b)")
     return Section({"Published masks": agreement_table(found).T, "In sum": _agreement_said(usual)})
 
 
 def _agreement_said(usual):
-    kappas, clear = [f["kappa"] for f in usual.values()], [task for task, f in usual.items() if f["kappa"] > f["kappa_null"]["high"]]
+    kappas, clear = [f["kappa"] for f in usual.values()], [task for task, f in usual.items()
+                                                           if f["kappa"] > f["kappa_null"]["high"]]
     unequal = [task for task, f in usual.items() if f["cochran_p"] is not None and f["cochran_p"] < .05]
     low, high = paper_table("prasanna_2020", "Section 5.1").iloc[0]
-    return [f"kappa {min(kappas):.2f} to {max(kappas):.2f} over {len(usual)} tasks (the paper: {low:.2f} to {high:.2f}): low, but above chance for {len(clear)} of {len(usual)}.",
-            f"Q rejects on {len(unequal)} of {len(usual)} tasks ({', '.join(unequal)}), which says that there the seeds keep unequal NUMBERS of heads, and nothing about which."]
+    return [f"kappa {min(kappas):.2f} to {max(kappas):.2f} over {len(usual)} tasks (the paper: {low:.2f} to "
+            f"{high:.2f}): low, but above chance for {len(clear)} of {len(usual)}.",
+            f"Q rejects on {len(unequal)} of {len(usual)} tasks ({', '.join(unequal)}), which says that there the "
+            "seeds keep unequal NUMBERS of heads, and nothing about which."]
 
 # %% ../nbs/54_papers.ipynb #40c62563
 def our_masks(
@@ -693,10 +785,12 @@ def our_agreement(
 ) -> Section:              # statistics by task, importance before the first step; Figures 1 and 3
     "Do seeds keep the same heads? Ours; and how many members matter little (Prasanna et al. 2020, section 5.1, Figure 3)"
     masks = our_masks(gates)
-    if not masks: return Section({"Our gates": "fewer than two seeds of one setting", "Importance before the first step": "no searches"})
+    if not masks: return Section({"Our gates": "fewer than two seeds of one setting",
+                                  "Importance before the first step": "no searches"})
     task, seeds = next(iter(masks.items()))
     seed_heatmap(seeds, f"ours, {task} (Figure 1)")
-    return Section({"Our gates": agreement_table(agreements(masks)).T, "Importance before the first step": _importance_said(Path(gates.folder[gates.folder.ne("")].iloc[0]).parent)})
+    return Section({"Our gates": agreement_table(agreements(masks)).T,
+                    "Importance before the first step": _importance_said(Path(gates.folder[gates.folder.ne("")].iloc[0]).parent)})
 
 
 def _importance_said(root):
@@ -717,7 +811,9 @@ def shared_heads(
     common = overlap(masks)
     pairs = common[common.a < common.b].assign(excess=lambda t: t["mean"] / t.expected - 1)
     common_heatmap(common).set_title(title, fontsize=9)
-    return f"heads in common exceed independence by {pairs.excess.min():.0%} to {pairs.excess.max():.0%}, {pairs.excess.mean():.0%} on average over {len(pairs)} pairs of tasks"
+    low, high, mean = pairs.excess.min(), pairs.excess.max(), pairs.excess.mean()
+    return (f"heads in common exceed independence by {low:.0%} to {high:.0%}, "
+            f"{mean:.0%} on average over {len(pairs)} pairs of tasks")
 
 # %% ../nbs/54_papers.ipynb #11adc543
 def tasks_in_common(
@@ -726,8 +822,10 @@ def tasks_in_common(
 ) -> Section:              # a sentence each; figures
     "Do tasks share heads? (Prasanna et al. 2020, Figures 5 and 19)"
     theirs, ours = {task: seeds for task, seeds in published_masks(folder).items() if task != "WNLI"}, our_masks(gates)
-    return Section({"Published masks": shared_heads(theirs, "published masks (Figure 19a)") if theirs else published_file(folder, "masks.json.gz")[1],
-                    "Ours": shared_heads(ours, "ours (Figures 5 and 19)") if len(ours) > 1 else "fewer than two tasks of ours"})
+    return Section({"Published masks": shared_heads(theirs, "published masks (Figure 19a)") if theirs
+                    else published_file(folder, "masks.json.gz")[1],
+                    "Ours": shared_heads(ours, "ours (Figures 5 and 19)") if len(ours) > 1
+                    else "fewer than two tasks of ours"})
 
 # %% ../nbs/54_papers.ipynb #70a8d7d7
 def experiment_of(
@@ -746,12 +844,15 @@ def experiments(
     rows = gates[gates.template.eq("structured")]
     if not len(rows): return Section({"Ours": "no structured runs"})
     names = ["good_size", "good_retrained", "random_retrained", "bad_retrained", "full_score"]
-    groups = rows.assign(setting=[experiment_of(run) for run in rows.itertuples()]).groupby(["model", "task", "setting"])[names]
+    groups = rows.assign(setting=[experiment_of(run) for run in rows.itertuples()]).groupby(["model", "task",
+                                                                                             "setting"])[names]
     said = []
     for model, group in rows.groupby("model", sort=False):
         few = group[group.super_seeds.fillna(0) > 0]
         size, lost = 100*few.good_size.groupby(few.task).mean(), 100*(few.full_score - few.good_retrained).groupby(few.task).mean()
-        if len(few): said.append(f"super-survivors: {size.min():.0f} to {size.max():.0f} % of the encoder's weights by task, {lost.mean():.0f} points lost on average ({model}; the paper: about 10 to 26 % of the model, about 10 points)")
+        if len(few): said.append(f"super-survivors: {size.min():.0f} to {size.max():.0f} % of the encoder's weights "
+                                 f"by task, {lost.mean():.0f} points lost on average ({model}; the paper: about 10 "
+                                 "to 26 % of the model, about 10 points)")
     return Section({"Ours": plus_minus(groups.mean(), groups.std(ddof=1), 2).assign(seeds=groups.size())}, said)
 
 # %% ../nbs/54_papers.ipynb #dd40fc0f
@@ -770,8 +871,10 @@ def attention_shares(
     results: list[dict],   # from `page_attention`
 ) -> pd.DataFrame:         # world, task, heads, model, kind × classes: share of maps
     "Shares of the five patterns of every run (Prasanna et al. 2020, Figures 4 and 18)"
-    places = {(Path(result["spec"]["model"]).name, result["task"], *place.split()): row for result in results for place, row in result["shares"].items()}
-    index = pd.MultiIndex.from_tuples(places, names=["world", "task", "heads", "model", "kind"]) if places else pd.MultiIndex.from_arrays([[]]*5, names=["world", "task", "heads", "model", "kind"])
+    places = {(Path(result["spec"]["model"]).name, result["task"], *place.split()): row for result in results
+              for place, row in result["shares"].items()}
+    names = ["world", "task", "heads", "model", "kind"]
+    index = pd.MultiIndex.from_arrays(list(zip(*places)) or [[]]*5, names=names)
     return pd.DataFrame([[row[name] for name in CLASSES] for row in places.values()], index, list(CLASSES), dtype=float)
 
 # %% ../nbs/54_papers.ipynb #71cc2de0
@@ -780,7 +883,8 @@ def attention_overview(
 ) -> Section:              # tasks by model
     "Which runs stand behind the page"
     worlds = attention_shares(results).reset_index().groupby("world").task.unique()
-    return Section({"Runs": [f"{world}: {', '.join(sorted(tasks))}" for world, tasks in worlds.items()] or no_runs("attention")})
+    return Section({"Runs": [f"{world}: {', '.join(sorted(tasks))}" for world, tasks in worlds.items()]
+                    or no_runs("attention")})
 
 # %% ../nbs/54_papers.ipynb #4ce60bc1
 def pattern_means(
@@ -798,7 +902,8 @@ def their_patterns(
 ) -> Section:           # mean over tasks, by setting and kind
     "Shares of the five patterns, theirs: four settings, eight tasks of BERT-base, from the authors' figures"
     path, lacking = published_file(folder, "attention_pattern_shares.json")
-    return Section({"The paper": published_shares(path).groupby(level=["setting", "kind"]).mean().round(2) if path else lacking})
+    return Section({"The paper": published_shares(path).groupby(level=["setting", "kind"]).mean().round(2) if path
+                    else lacking})
 
 # %% ../nbs/54_papers.ipynb #c7067edd
 SETTINGS = {   # of the authors' figures → heads and model
@@ -807,7 +912,10 @@ SETTINGS = {   # of the authors' figures → heads and model
 }
 
 # %% ../nbs/54_papers.ipynb #afaafd4d
-SHARE_PAIRS = {"fine-tuned - pre-trained": ("model", "fine-tuned", "pre-trained"), "norm - raw": ("kind", "norm", "raw"), "surviving - all": ("heads", "surviving", "all")}   # level, after, before
+SHARE_PAIRS = {   # level, after, before
+    "fine-tuned - pre-trained": ("model", "fine-tuned", "pre-trained"),
+    "norm - raw": ("kind", "norm", "raw"), "surviving - all": ("heads", "surviving", "all"),
+}
 
 # %% ../nbs/54_papers.ipynb #ad182962
 def share_moved(
@@ -828,9 +936,11 @@ def shares_compared(
     "Do fine-tuning, weight norms and survival go with heterogeneous maps? (Prasanna et al. 2020, section 5.2)"
     worlds = {world: rows.droplevel("world") for world, rows in attention_shares(results).groupby(level="world")}
     if path := published_file(folder, "attention_pattern_shares.json")[0]:
-        places = {(task, *SETTINGS[setting], kind): row for (setting, task, kind), row in published_shares(path).iterrows()}
+        places = {(task, *SETTINGS[setting], kind): row
+                  for (setting, task, kind), row in published_shares(path).iterrows()}
         worlds["the paper's BERT-base"] = pd.DataFrame(places).T.rename_axis(["task", "heads", "model", "kind"])
-    table = pd.DataFrame({world: {name: share_moved(rows["heterogeneous"], *pair) for name, pair in SHARE_PAIRS.items()} for world, rows in worlds.items()})
+    table = pd.DataFrame({world: {name: share_moved(rows["heterogeneous"], *pair)
+                                  for name, pair in SHARE_PAIRS.items()} for world, rows in worlds.items()})
     return Section({"Points of the heterogeneous share": table if worlds else "no runs"})
 
 # %% ../nbs/54_papers.ipynb #8c277b6b
@@ -838,8 +948,11 @@ def head_correlations(
     results: list[dict],   # from `page_attention`
 ) -> Section:              # Pearson's correlation by run and kind, beside its permutation interval
     "Survival and heterogeneous attention, head by head (Prasanna et al. 2020, section 5.2)"
-    found = {(Path(result["spec"]["model"]).name, result["task"], kind): values for result in results for kind, values in result["correlations"].items()}
+    found = {(Path(result["spec"]["model"]).name, result["task"], kind): values for result in results
+             for kind, values in result["correlations"].items()}
     if not found: return Section({"Correlations": "no runs with a ticket"})
     table = pd.DataFrame(found).T.astype(float).rename_axis(["world", "task", "kind"])
     outside = table[(table.pearson < table.low) | (table.pearson > table.high)]
-    return Section({"Correlations": table.round(2)}, [f"{len(outside)} of {table.pearson.notna().sum()} correlations lie outside what chance gives (5 % would by chance); their mean is {table.pearson.mean():+.2f}"])
+    return Section({"Correlations": table.round(2)},
+                   [f"{len(outside)} of {table.pearson.notna().sum()} correlations lie outside what chance gives (5 "
+                    f"% would by chance); their mean is {table.pearson.mean():+.2f}"])

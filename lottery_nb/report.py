@@ -30,7 +30,9 @@ def finding(
     if not len(gains): return f"{claim}: no runs to judge it by"
     against = [place_name(place) for place in gains.index[gains <= 0]]
     where = "everywhere" if not against else f"in {len(gains) - len(against)} of {len(gains)}" + (f" (not {', '.join(against)})" if len(against) <= 8 else "")
-    return f"{claim}: {'holds' if not against else 'does not hold' if len(against) == len(gains) else 'holds in part'}, {where}; {gains.median():.1f} {unit} at the median, {gains.min():.1f} to {gains.max():.1f}"
+    held = "holds" if not against else "does not hold" if len(against) == len(gains) else "holds in part"
+    return (f"{claim}: {held}, {where}; {gains.median():.1f} {unit} at the median, "
+            f"{gains.min():.1f} to {gains.max():.1f}")
 
 # %% ../nbs/53_report.ipynb #47c316b9
 def verdict(
@@ -46,7 +48,8 @@ def verdict(
     if not len(both): return "nothing of ours to lay beside it"
     same, apart = np.sign(both.ours) == np.sign(both.paper), (both.ours - both.paper).abs()
     differ = [place_name(cell) for cell in both.index[~same]]
-    signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8 else "") if signed else f"{len(both)} cells"
+    signs = f"same sign in {same.sum()} of {len(both)}" + (f" (not {', '.join(differ)})" if 0 < len(differ) <= 8
+                                                           else "") if signed else f"{len(both)} cells"
     return f"{signs}, {order_said(both)}, within {apart.max():.1f} {unit} (median {apart.median():.1f}){lack}"
 
 # %% ../nbs/53_report.ipynb #54c5e29b
@@ -79,7 +82,8 @@ class Section:
 
     def __repr__(self): return "\n\n".join(f"{caption}\n{_plain(part)}" for caption, part in self.parts().items())
 
-    def _repr_html_(self): return "".join(f"<p><b>{escape(caption, quote=False)}</b></p>{_html(part)}" for caption, part in self.parts().items())
+    def _repr_html_(self): return "".join(f"<p><b>{escape(caption, quote=False)}</b></p>{_html(part)}"
+                                          for caption, part in self.parts().items())
 
     def parts(self) -> dict:
         "Everything a reader sees: what is shown, then what is said"
@@ -101,18 +105,18 @@ def conclusions(
     return [line for section in sections for line in section.said]
 
 # %% ../nbs/53_report.ipynb #db4e4e10
-REPORTS = (*PAPERS, "attention")   # pages
+REPORTS = (*PAPERS, "attention", "criteria")   # pages
 
 # %% ../nbs/53_report.ipynb #5bbd6124
 def report_path(
-    page: str,   # chen_2020, liu_2022, prasanna_2020 or attention
+    page: str,   # one of REPORTS
 ) -> Path:       # its notebook, as shipped with the package
     "The notebook of a report"
     return Path(str(files("lottery_nb.reports")/f"{one_of('report', page, REPORTS)}.ipynb"))
 
 # %% ../nbs/53_report.ipynb #db91f9aa
 def render(
-    page: str,                   # chen_2020, liu_2022, prasanna_2020 or attention
+    page: str,                   # one of REPORTS
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`
     out: str | Path,             # the page to write, .html
     second: str | Path = "",     # further runs, such as those of a larger model, shown beside
@@ -124,11 +128,13 @@ def render(
     from papermill.exceptions import PapermillExecutionError
     notebook, out = report_path(page), Path(out)
     if out.suffix != ".html": raise BadInput(f"a report must be an .html file, got {out}")
-    values = {name: str(Path(place).absolute()) for name, place in (("runs", runs), ("second", second), ("published", published)) if place}
+    values = {name: str(Path(place).absolute()) for name, place in (("runs", runs), ("second", second),
+                                                                    ("published", published)) if place}
     if published: one_of("report with --published", page, ("prasanna_2020", "attention"))
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/notebook.name
-        try: papermill.execute_notebook(notebook, executed, values, kernel_name="python3", progress_bar=False, cwd=notebook.parent)
+        try: papermill.execute_notebook(notebook, executed, values, kernel_name="python3", progress_bar=False,
+                                        cwd=notebook.parent)
         except PapermillExecutionError as error:
             if error.ename != "BadInput": raise
             raise BadInput(error.evalue) from None

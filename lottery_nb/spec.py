@@ -218,6 +218,7 @@ TRAINED = ("scope", "source", "mask_seed", "mask_steps", "mask_at", "mask_learni
 SCORED = ("scope", "source", "source_train", "mask_seed", "score_examples", "score_at")
 READS = {"dense": (), "random": ("scope", "mask_seed"), "omp": ("scope",), "first-order": SCORED, "fisher": SCORED, "snip": SCORED, "wanda": SCORED,
          "movement": ("scope", "source", "source_train", "mask_seed", "movement"), "imp": CHAIN + ("rewind",), "standard": CHAIN,
+         "early-bird": CHAIN + ("rewind", "early_distance", "early_window"),
          "tamt-mlm": TRAINED, "tamt-kd": TRAINED + ("mask_teacher",), "tamt-mlm+kd": TRAINED + ("mask_teacher",), "tamt-attention": TRAINED + ("mask_teacher",)}
 
 # %% ../nbs/04_spec.ipynb #19c444de
@@ -278,7 +279,7 @@ def mask_defaults(
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
-    method: str = "imp"              # dense, a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
+    method: str = "imp"              # dense, a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, early-bird (rounds that end when the mask stands still), standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # ranked together: all matrices (global), each (matrix; erk: small ones denser), or every M weights of a row (N:M, 2:4 keeps 2 of 4)
@@ -291,6 +292,8 @@ class TicketSpec(RunSpec):
     horizon: str = "round"           # IMP: learning rate decays to 0 in each round, or over the whole chain (D2, as released)
     rewind: float = 0.0              # share of training whose weights are restored; 0: pre-trained; None: no rewinding (B1)
     rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
+    early_distance: float = 0.1      # early-bird: a round ends once so small a share of the mask moves between two looks, twenty a round
+    early_window: int = 5            # early-bird: looks in a row that must stay below
     score_examples: int = None       # criteria that read data: training examples of the source; None: 1024, or all where there are fewer
     score_at: str = ""               # criteria that read data: weights that are scored, pretrained or finetuned; empty: finetuned (snip: pretrained)
     movement: str = "hard"           # movement: mask the highest scores (hard), or those above a threshold (soft), while scores are trained
@@ -332,7 +335,8 @@ class TicketSpec(RunSpec):
                mask_batch_size=self.mask_batch_size, mask_max_length=self.mask_max_length)
         within(self, low=0, high=10, above=True, mask_learning_rate=self.mask_learning_rate)
         within(self, low=0, high=2**32 - 1, mask_seed=self.mask_seed)
-        within(self, low=1, source_train=self.source_train, score_examples=self.score_examples)
+        within(self, low=1, source_train=self.source_train, score_examples=self.score_examples, early_window=self.early_window)
+        within(self, low=0, high=1, above=True, early_distance=self.early_distance)
         check_scope(self.scope, None if self.method == "dense" else self.sparsity)
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
         self.check_reads()

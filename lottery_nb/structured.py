@@ -200,8 +200,9 @@ def comparison(
     table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec)).task.metric
     full, good = read_json(dense(spec, root)/"scores.json"), read_json(folders["good"]/"scores.json")
     flat = {f"{kind}_{name}": float(value) for kind, row in table.iterrows() for name, value in row.items()}
-    return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template], "metric": metric, "score": good[metric],
-            "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good, "full_scores": full} | beside_guess(spec, full[metric]) | record(spec) | flat
+    return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template],
+            "metric": metric, "score": good[metric], "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good,
+            "full_scores": full} | beside_guess(spec, full[metric]) | record(spec) | flat
 
 # %% ../nbs/36_structured.ipynb #48dfdc61
 def gates_result(

@@ -132,7 +132,8 @@ def remember(
     known = read_json(path) if Path(path).exists() else {}
 
     def recall(argument: Any) -> Any:
-        key = "".join(str(int(bit)) for part in argument for bit in part.flat) if isinstance(argument, Gates) else str(argument)
+        key = "".join(str(int(bit)) for part in argument
+                      for bit in part.flat) if isinstance(argument, Gates) else str(argument)
         if key not in known:
             value = function(argument)
             known[key] = [part.tolist() for part in value] if isinstance(value, Importance) else value
@@ -189,7 +190,8 @@ def super_bad(
     "The counterpart least likely to survive (Prasanna et al. 2020, Appendix E)"
     rng, survivors = np.random.default_rng(seed), super_survivors(gates)
     votes = [sum(part.astype(int) for part in parts) for parts in zip(*gates)]
-    return Gates(*(draw_entries([v == n for n in range(len(gates) + 1)], int(s.sum()), rng) for v, s in zip(votes, survivors)))
+    return Gates(*(draw_entries([v == n for n in range(len(gates) + 1)], int(s.sum()), rng)
+                   for v, s in zip(votes, survivors)))
 
 # %% ../nbs/35_subnetworks.ipynb #12ca05c1
 def super_random(
@@ -229,8 +231,10 @@ def weight_masks(
     "Good, random and bad masks (Prasanna et al. 2020, section 4.2)"
     good = topk_mask(magnitude(weights), sparsity)
     noise = random(weights, seed)
-    worst = {"sampled": lambda: {name: noise[name] + (~good[name]).float() for name in good}, "largest": lambda: {name: -w.detach().abs() for name, w in weights.items()}}
-    return {"good": good, "random": topk_mask(random(weights, seed + 1), sparsity), "bad": topk_mask(worst[one_of("bad", bad, worst)](), sparsity)}
+    worst = {"sampled": lambda: {name: noise[name] + (~good[name]).float() for name in good},
+             "largest": lambda: {name: -w.detach().abs() for name, w in weights.items()}}
+    return {"good": good, "random": topk_mask(random(weights, seed + 1), sparsity),
+            "bad": topk_mask(worst[one_of("bad", bad, worst)](), sparsity)}
 
 # %% ../nbs/35_subnetworks.ipynb #52090ddf
 def survival_shares(
@@ -248,7 +252,8 @@ def survival_shares(
         counts[side, layer] = alive + rows.sum(1), total + rows.shape[1]
     layers = sorted({layer for _, layer in counts})
     shares = {key: (alive / total).numpy() for key, (alive, total) in counts.items()}
-    return np.stack([shares["heads", layer] for layer in layers]), np.concatenate([shares["mlps", layer] for layer in layers])
+    return np.stack([shares["heads", layer] for layer in layers]), np.concatenate([shares["mlps", layer]
+                                                                                   for layer in layers])
 
 # %% ../nbs/35_subnetworks.ipynb #5870a667
 def gates_mask(

@@ -29,7 +29,8 @@ from .store import read_result, results
 from .tickets import Ticket
 
 # %% ../nbs/51_tables.ipynb #b6031bf1
-GROUP = ("model", "source", "pool", "scope", "start", "rewind", "mask_at", "mask_init", "mask_rank", "mask_refresh")   # shown only where the runs differ in them
+GROUP = (   # shown only where the runs differ in them
+    "model", "source", "pool", "scope", "start", "rewind", "mask_at", "mask_init", "mask_rank", "mask_refresh")
 BUDGET = ("mask_steps", "mask_learning_rate")   # empty where no mask was trained; shown where those that were differ
 
 # %% ../nbs/51_tables.ipynb #a802da1c
@@ -43,7 +44,8 @@ def full_scores(
     "Scores of the full model over all seeds that were trained like these runs"
     alike = results
     for name in TRAINING:
-        if name in results: alike = alike[(alike[name] == group[name].iloc[0]) | (alike[name].isna() & pd.isna(group[name].iloc[0]))]
+        if name in results: alike = alike[(alike[name] == group[name].iloc[0])
+                                          | (alike[name].isna() & pd.isna(group[name].iloc[0]))]
     return alike.dropna(subset=["full_score"]).drop_duplicates("seed")["full_score"].tolist()
 
 # %% ../nbs/51_tables.ipynb #9dc63aa8
@@ -59,9 +61,12 @@ def summary_table(
     rows = []
     for values, group in results.groupby(keys, dropna=False, sort=True):
         full = full_scores(results, group)
-        spread = {"score": group["score"].mean(), "std": group["score"].std(ddof=1), "full": np.mean(full) if full else np.nan, "full_std": np.std(full, ddof=1) if len(full) > 1 else np.nan}
+        spread = {"score": group["score"].mean(), "std": group["score"].std(ddof=1),
+                  "full": np.mean(full) if full else np.nan,
+                  "full_std": np.std(full, ddof=1) if len(full) > 1 else np.nan}
         won = group["method"].iloc[0] == "dense" or bool(full) and winning(full, group["score"].tolist())
-        rows.append(dict(zip(keys, values)) | {"metric": group["metric"].iloc[0], "seeds": len(group)} | spread | {"winning": won})
+        rows.append(dict(zip(keys, values)) | {"metric": group["metric"].iloc[0], "seeds": len(group)} | spread
+                    | {"winning": won})
     return pd.DataFrame(rows)
 
 # %% ../nbs/51_tables.ipynb #9d44d8d3
@@ -73,7 +78,8 @@ def paper_numbers(
 ) -> pd.DataFrame:     # paper, table (as "Table 4" or "Figure 7b"), row, column, mean, std (both in the table's own unit), note
     "A paper's own numbers, one a row; a cell of words has them in `note`"
     path = files("lottery_nb")/"data"/f"{one_of('paper', paper, PAPERS)}.csv"
-    with path.open(encoding="utf-8") as file: return pd.read_csv(file, dtype={"note": str}, keep_default_na=False, na_values={"mean": [""], "std": [""]})
+    with path.open(encoding="utf-8") as file: return pd.read_csv(file, dtype={"note": str}, keep_default_na=False,
+                                                                 na_values={"mean": [""], "std": [""]})
 
 # %% ../nbs/51_tables.ipynb #5e959595
 def paper_table(
@@ -84,7 +90,9 @@ def paper_table(
     "One table of a paper as it stands there"
     numbers = paper_numbers(paper)
     rows = numbers[numbers.table == one_of("table", table, numbers.table.unique())]
-    return rows.pivot(index="row", columns="column", values=one_of("value", value, ("mean", "std", "note"))).loc[rows.row.unique(), rows.column.unique()]
+    return rows.pivot(index="row", columns="column",
+                      values=one_of("value", value, ("mean", "std", "note"))).loc[rows.row.unique(),
+                                                                                  rows.column.unique()]
 
 # %% ../nbs/51_tables.ipynb #26803a4c
 def by_task(
@@ -110,14 +118,19 @@ def read_runs(
 # %% ../nbs/51_tables.ipynb #c40cfd5b
 def ticket_runs(
     place: str | Path | None = None,   # as in `read_runs`
-) -> pd.DataFrame:                     # finished ticket runs, possibly none; `source` is never empty, `own`: it is the task itself; `whole`: no other run of the task has more training examples, `source_whole`: none more examples of the source
-    "The ticket runs of a folder or table"
+) -> pd.DataFrame:                     # finished ticket runs, possibly none, with `source` (never empty), `own`, `whole` and `source_whole`
+    """The ticket runs of a folder or table
+
+    `own`: the source is the task itself. `whole`: no other run of the task has more training examples;
+    `source_whole`: none has more examples of the source."""
     fields_known = [field.name for field in fields(TicketSpec)]
-    table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score", "mlm_loss", "kd_loss"])
+    table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score",
+                                           "mlm_loss", "kd_loss"])
     source = table.source.where(table.source.fillna("").ne(""), table.task)
     own = source == table.task
     found_on = table.source_train.astype(float).fillna(table.max_train.astype(float).where(own))
-    return table.assign(source=source, own=own, whole=largest(table.max_train, [table.model, table.task]), source_whole=largest(found_on, [table.model, source, table.method]))
+    return table.assign(source=source, own=own, whole=largest(table.max_train, [table.model, table.task]),
+                        source_whole=largest(found_on, [table.model, source, table.method]))
 
 # %% ../nbs/51_tables.ipynb #ee5ce15d
 def largest(
@@ -135,10 +148,12 @@ def worlds(
     "Ticket runs by model: scores of different models never meet in one table"
     tables = [table for place in places if place != "" and len(table := ticket_runs(place))]
     if not tables: return {}
-    return {Path(str(model)).name: rows for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
+    return {Path(str(model)).name: rows
+            for model, rows in pd.concat(tables, ignore_index=True).groupby("model", sort=False)}
 
 # %% ../nbs/51_tables.ipynb #f836368e
-PLAIN = dict(own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_whole=True)   # settings of a run that no question is asked of
+PLAIN = dict(   # settings of a run that no question is asked of
+    own=True, whole=True, start="pretrained", rewind=0.0, mask_init="omp", mask_at=None, source_whole=True)
 
 # %% ../nbs/51_tables.ipynb #9c8c517c
 def chosen(
@@ -173,8 +188,10 @@ def mixed(
     runs: pd.DataFrame,   # from `ticket_runs`
 ) -> list[str]:           # fields, apart from seeds, in which plain runs of one task, method and sparsity differ
     "Settings that a mean would mix"
-    names = [field.name for field in fields(TicketSpec) if field.name not in ("seed", "mask_seed", "keep_model", "source", *PLAIN)]
-    differ = chosen(runs, ("own",)).groupby(["task", "method", "asked_sparsity", "source"])[names].nunique(dropna=False).max()
+    names = [field.name for field in fields(TicketSpec) if field.name not in ("seed", "mask_seed", "keep_model",
+                                                                              "source", *PLAIN)]
+    differ = chosen(runs, ("own",)).groupby(["task", "method", "asked_sparsity",
+                                             "source"])[names].nunique(dropna=False).max()
     return list(differ.index[differ > 1])
 
 # %% ../nbs/51_tables.ipynb #97d49c3d
@@ -196,7 +213,8 @@ def chen_column(
     levels = {s: group.score.tolist() for s, group in imp.groupby("asked_sparsity")}
     best = winning_sparsity(full, levels, criterion) if full else None
     column = {("sparsity", "%"): np.nan if best is None else 100 * best} | statistics("full", full)
-    for row, (_, values) in CONTROLS.items(): column |= statistics(row, chosen(runs, asked_sparsity=-1 if best is None else best, **values).score.tolist())
+    for row, (_, values) in CONTROLS.items(): column |= statistics(row, chosen(runs, asked_sparsity=-1 if best is None
+                                                                               else best, **values).score.tolist())
     return column
 
 # %% ../nbs/51_tables.ipynb #5d7a769a
@@ -206,7 +224,8 @@ def statistics(
 ) -> dict:                 # (row, mean, std, median, best and seeds) → number, in percent
     "Mean, standard deviation, median and best over seeds (Chen et al. 2020, Table 5)"
     values = 100 * pd.Series(scores, dtype=float)
-    return {(row, "mean"): values.mean(), (row, "std"): values.std(), (row, "median"): values.median(), (row, "best"): values.max(), (row, "seeds"): len(values)}
+    return {(row, "mean"): values.mean(), (row, "std"): values.std(), (row, "median"): values.median(),
+            (row, "best"): values.max(), (row, "seeds"): len(values)}
 
 # %% ../nbs/51_tables.ipynb #1d66f6d7
 def chen_table(
@@ -230,8 +249,10 @@ def with_metric(
 
 # %% ../nbs/51_tables.ipynb #c98a78e3
 BOTH = {   # column of Table 6 → task and metric
-    "MNLI, Matched Acc.": ("mnli", "accuracy"), "MNLI, Mismatched Acc.": ("mnli", "accuracy_mm"), "QQP, Accuracy": ("qqp", "accuracy"), "QQP, F1": ("qqp", "f1"),
-    "STS-B, Pearson Cor.": ("stsb", "pearson"), "STS-B, Spearman Cor.": ("stsb", "spearman"), "MRPC, F1": ("mrpc", "f1"), "MRPC, Accuracy": ("mrpc", "accuracy"),
+    "MNLI, Matched Acc.": ("mnli", "accuracy"), "MNLI, Mismatched Acc.": ("mnli", "accuracy_mm"),
+    "QQP, Accuracy": ("qqp", "accuracy"), "QQP, F1": ("qqp", "f1"),
+    "STS-B, Pearson Cor.": ("stsb", "pearson"), "STS-B, Spearman Cor.": ("stsb", "spearman"),
+    "MRPC, F1": ("mrpc", "f1"), "MRPC, Accuracy": ("mrpc", "accuracy"),
 }
 
 # %% ../nbs/51_tables.ipynb #b9e4a9ce
@@ -263,10 +284,12 @@ def transfer_matrix(
     tickets = transfer_runs(runs, sparsity)
     if not len(tickets): return pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=int)
     matrix = transfer(tickets)
-    dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)}) for task, rows in tickets.groupby("task")])
+    dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)})
+                       for task, rows in tickets.groupby("task")])
     own = pd.Series({task: matrix.at[task, task] if task in matrix.index else np.nan for task in matrix})
     as_good = matrix >= own[matrix.columns] - 1e-9
-    count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source]) for source in as_good.index})
+    count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source])
+                                             for source in as_good.index})
     return 100 * transfer_to_full(tickets, dense)[0], as_good, count
 
 # %% ../nbs/51_tables.ipynb #a1cd8541
@@ -276,8 +299,10 @@ def rewinding(
     sparsity: float = 0.7,       # of the tickets
 ) -> pd.DataFrame:               # rows: rewind to a share of training, or standard pruning; columns: target tasks; points against rewinding to θ0
     "Rewinding against standard pruning (Chen et al. 2020, Figures 7 and 8)"
-    rows = chosen(runs, ("own", "rewind"), source=source)[lambda r: r.method.isin(["imp", "standard"]) & np.isclose(r.asked_sparsity, sparsity)]
-    how = rows.rewind.map(lambda share: "no rewinding" if pd.isna(share) else f"rewind to {100*share:g} %").where(rows.method == "imp", "standard pruning")
+    rows = chosen(runs, ("own", "rewind"),
+                  source=source)[lambda r: r.method.isin(["imp", "standard"]) & np.isclose(r.asked_sparsity, sparsity)]
+    how = rows.rewind.map(lambda share: "no rewinding" if pd.isna(share)
+                          else f"rewind to {100*share:g} %").where(rows.method == "imp", "standard pruning")
     table = rows.assign(how=how).pivot_table("score", "how", "task")
     return 100 * (table - table.loc["rewind to 0 %"]) if "rewind to 0 %" in table.index else table.iloc[:0]
 
@@ -287,10 +312,12 @@ def source_table(
     sparsity: float = 0.7,       # of the tickets
 ) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score in percent
     "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
-    rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity, sparsity) & r.task.ne("mlm")]
+    rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity,
+                                                                                    sparsity) & r.task.ne("mlm")]
     few = rows.source_train.astype(float).map(", {:g} examples".format).astype(object).mask(rows.source_whole, "")
     names = rows.source.mask(rows.own, "own task").mask(rows.source.eq("mlm+" + rows.task), "mlm+own task")
-    return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm", "mlm+own task"])].pivot_table("score", "source", "task")
+    return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm",
+                                                             "mlm+own task"])].pivot_table("score", "source", "task")
 
 # %% ../nbs/51_tables.ipynb #22ca996e
 MASK_METHODS = tuple(method for method, names in READS.items() if "mask_steps" in names)   # methods that train a mask
@@ -299,7 +326,7 @@ MASK_METHODS = tuple(method for method, names in READS.items() if "mask_steps" i
 def agnostic(
     runs: pd.DataFrame,             # ticket runs of one model
     free: tuple[str, ...] = (),     # further settings of `PLAIN` that may have any value
-) -> pd.DataFrame:                  # those whose mask knows no downstream task: found on MLM (as IMP there), one-shot, random and trained masks, at any step and start
+) -> pd.DataFrame:                  # those whose mask knows no downstream task: found on MLM, one-shot, random or trained, at any step and start
     "Tickets that Liu et al. 2022 compare (section 4.1.2)"
     rows = chosen(runs, ("own", "mask_at", "mask_init", *free))
     taskless = {method for method, names in READS.items() if "source" not in names} | set(MASK_METHODS)
@@ -308,10 +335,13 @@ def agnostic(
 # %% ../nbs/51_tables.ipynb #763b21c1
 def averages(
     runs: pd.DataFrame,   # ticket runs of one model
-) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed, mask_at ...; score and losses averaged over `tasks` tasks and all retraining seeds
-    "A ticket's average score (Liu et al. 2022, Equation 2), over the tasks that at least half of the tickets were tried on; a ticket that lacks one is left out"
+) -> pd.DataFrame:        # one row per ticket: method, asked_sparsity, mask_seed ...; score and losses, means over `tasks` tasks and seeds
+    """A ticket's average score (Liu et al. 2022, Equation 2)
+
+    Over the tasks that at least half of the tickets were tried on; a ticket that lacks one is left out."""
     keys = ["method", "asked_sparsity", "mask_seed", "mask_at", "mask_steps", "mask_init"]
-    means = agnostic(runs).groupby([*keys, "task"], dropna=False)[["score", "full_score", "mlm_loss", "kd_loss"]].mean().reset_index()
+    means = agnostic(runs).groupby([*keys, "task"], dropna=False)[["score", "full_score", "mlm_loss",
+                                                                   "kd_loss"]].mean().reset_index()
     tickets = len(means[keys].drop_duplicates())
     usual = means.task.value_counts().loc[lambda count: count >= tickets / 2].index
     means = means[means.task.isin(usual)]
@@ -326,8 +356,10 @@ def rank_correlation(
     "Does pre-training loss predict the score after retraining? (Liu et al. 2022, section 4.2.2)"
     both = pd.concat([agnostic(runs), averages(runs).assign(task="average")])
     both = both.dropna(subset=[one_of("loss", loss, ("mlm_loss", "kd_loss")), "score"])
-    groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2 and group.score.nunique() > 1]
-    return pd.DataFrame([(task, s, *spearmanr(g[loss], g.score), len(g)) for task, s, g in groups], columns=["task", "sparsity", "rho", "p", "points"])
+    groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2
+              and group.score.nunique() > 1]
+    return pd.DataFrame([(task, s, *spearmanr(g[loss], g.score), len(g)) for task, s, g in groups],
+                        columns=["task", "sparsity", "rho", "p", "points"])
 
 # %% ../nbs/51_tables.ipynb #6dfb0fa9
 def gate_runs(
@@ -337,7 +369,8 @@ def gate_runs(
     known = dict.fromkeys(field.name for spec in (StructuredSpec, MagnitudeSpec) for field in fields(spec))
     scores = [f"{kind}_{what}" for kind in ("good", "random", "bad") for what in ("size", "pruned", "retrained")]
     names = ["id", "template", *known, "method", "metric", "full_score", "majority", *scores]
-    return pd.concat([read_runs(place, ("structured", "magnitude"), names) for place in places if place != ""], ignore_index=True)
+    return pd.concat([read_runs(place, ("structured", "magnitude"), names) for place in places if place != ""],
+                     ignore_index=True)
 
 # %% ../nbs/51_tables.ipynb #8f87543a
 SURVIVAL_FIGURES = {"qnli": 7, "rte": 8, "mrpc": 9, "qqp": 10, "sst2": 11, "stsb": 13, "wnli": 14}   # of Prasanna et al. 2020
@@ -349,7 +382,9 @@ def published_survival(
     "The heads of Prasanna et al. 2020, Figures 7 to 14"
     side = {"m-pruning": "a", "s-pruning": "b"}[one_of("method", method, ("m-pruning", "s-pruning"))]
     layers, heads = ([f"{what} {number}" for number in range(12)] for what in ("layer", "head"))
-    maps = {task: paper_table("prasanna_2020", f"Figure {number}{side}").reindex(index=layers, columns=heads).to_numpy() for task, number in SURVIVAL_FIGURES.items()}
+    maps = {task: paper_table("prasanna_2020", f"Figure {number}{side}").reindex(index=layers,
+                                                                                 columns=heads).to_numpy()
+                                                                                 for task, number in SURVIVAL_FIGURES.items()}
     return {task: heads for task, heads in maps.items() if np.isnan(heads).mean() < .5}
 
 # %% ../nbs/51_tables.ipynb #e2aaf309
@@ -360,7 +395,8 @@ def our_survival(
     found = {}
     for row in rows[rows.folder.ne("")].itertuples():
         result = read_result(Path(row.folder))
-        heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask")) if row.method == "s-pruning" else (result["head_shares"], result["mlp_shares"])
+        if row.method == "s-pruning": heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask"))
+        else: heads, mlps = result["head_shares"], result["mlp_shares"]
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
     return {task: np.mean(seeds, 0) for task, seeds in sorted(found.items())}
 
@@ -372,7 +408,8 @@ def plus_minus(
 ) -> pd.DataFrame:        # texts such as "82.4 ± 0.5"; empty where there is no number
     "Means with their deviations, as tables print them"
     text = mean.map(lambda value: "" if pd.isna(value) else f"{value:.{digits}f}")
-    return text + std.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}").reindex_like(text).fillna("").where(text != "", "")
+    return text + std.map(lambda value: "" if pd.isna(value)
+                          else f" ± {value:.{digits}f}").reindex_like(text).fillna("").where(text != "", "")
 
 # %% ../nbs/51_tables.ipynb #6128ee93
 def place_name(
@@ -403,4 +440,5 @@ def walked(
     masks = ticket_masks(runs, ("id",))
     start = masks.get(next(iter(runs.id[runs.method == "omp"]), None))
     here = trained[trained.id.isin(masks)] if start else trained[:0]
-    return here.assign(distance=[1 - masks[name].jaccard(start) for name in here.id], at=here.mask_at.fillna(here.mask_steps))
+    return here.assign(distance=[1 - masks[name].jaccard(start) for name in here.id],
+                       at=here.mask_at.fillna(here.mask_steps))
