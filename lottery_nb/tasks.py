@@ -37,7 +37,7 @@ from scipy import sparse, stats
 from sklearn import metrics as sklearn_metrics
 from transformers import PreTrainedTokenizerBase
 
-from .datafiles import Own, classic_files, data_files, data_root, opened, own_files, read_rows, squad_files, text_files, text_lines
+from .datafiles import Own, classic_files, data_files, data_root, opened, own_files, read_rows, said_of, squad_files, text_files, text_lines
 from .files import BadInput, one_of
 from .names import GLUE_TASKS, TABLE, is_file, is_micro, task_name
 from .spec import RunSpec
@@ -582,7 +582,7 @@ def read_user(
 def _understand(spec: RunSpec, stamps: tuple) -> UserData:
     "What files of these sizes and times mean"
     files = own_files(spec)
-    table = read_rows(files.train, spec.delimiter, spec.encoding)
+    table = read_rows(files.train, delimiter=spec.delimiter, encoding=spec.encoding)
     task = user_task(str(files.train), files.columns, [row.get(files.columns[-1]) for row in table.rows], spec.kind)
     check_values(files.train, table.rows, files.columns)
     data = normalise(task, table.rows, str(files.train))
@@ -597,8 +597,7 @@ def evaluated_by(
     data: Dataset,   # its rows
 ) -> tuple[dict[str, Dataset], str]:   # train and dev; where dev comes from
     "Read the file that evaluates"
-    delimiter = spec.delimiter if files.dev.suffix else ""
-    rows = read_rows(files.dev, delimiter, spec.encoding).rows
+    rows = read_rows(files.dev, **said_of(spec, files.dev)).rows
     check_values(files.dev, rows, files.columns)
     dev = normalise(task, rows, str(files.dev))
     seen = set(zip(*(data[name] for name in ("text", "text_pair") if name in data.column_names)))
@@ -678,8 +677,8 @@ def understood(
     parts = [f"{about['task']}: {about['kind']}" + (f", {len(classes)} classes ({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''})" if classes else "")]
     parts += [f"columns {', '.join(about['columns'])}", " + ".join(f"{count} {split}" for split, count in about["rows"].items()) + " rows"]
     parts += [f"dev rows: {about['dev_rows']}"]
-    read = [repr(about[name]) for name in ("delimiter", "encoding") if name in about]
-    parts += [f"read with {', '.join(read)}"] * bool(read) + [f"not read: {name} ({why})" for name, why in about.get("not_read", {}).items()]
+    read = [f"{name} {about[name]!r}" for name in ("delimiter", "encoding") if name in about]
+    parts += read + [f"not read: {name} ({why})" for name, why in about.get("not_read", {}).items()]
     return "; ".join(parts)
 
 # %% ../nbs/22_tasks.ipynb #81ba402f
