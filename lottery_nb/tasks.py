@@ -504,7 +504,8 @@ def together(
 ) -> np.ndarray:        # int [n]: group of each row
     "Groups of rows that belong together"
     count = len(keys[0])
-    edges = [np.unique(np.array(key, dtype=str), return_inverse=True)[1] for key in keys]
+    numbers = [{value: number for number, value in enumerate(dict.fromkeys(key))} for key in keys]
+    edges = [np.array([number[value] for value in key]) for number, key in zip(numbers, keys)]
     offsets = np.cumsum([count] + [edge.max() + 1 for edge in edges])
     rows, ends = np.tile(np.arange(count), len(edges)), np.concatenate([edge + offset for edge, offset in zip(edges, offsets)])
     graph = sparse.coo_array((np.ones(len(rows)), (rows, ends)), shape=(offsets[-1],) * 2)
@@ -517,17 +518,17 @@ def set_aside(
     seed: int = 0,         # of the order
 ) -> np.ndarray:           # bool [n]: rows that evaluate
     "Draw a fifth of the rows, of each class, without parting groups"
-    order = np.random.default_rng(seed).permutation(len(groups))
-    groups = np.unique(groups, return_inverse=True)[1]
-    sizes = np.zeros((groups.max() + 1, classes.max() + 1), int)
-    np.add.at(sizes, (groups, classes), 1)
-    room, chosen = np.maximum(1, sizes.sum(0) // 5), np.zeros(len(sizes), bool)
+    held, room = {}, {one: max(1, count // 5) for one, count in Counter(classes.tolist()).items()}
+    for group, one in zip(groups.tolist(), classes.tolist()): held.setdefault(group, Counter())[one] += 1
+    order, chosen = np.random.default_rng(seed).permutation(len(groups)), set()
     for group in dict.fromkeys(groups[order].tolist()):
-        if (sizes[group] <= room).all(): chosen[group], room = True, room - sizes[group]
-    for one in range(sizes.shape[1]):
-        holders = np.flatnonzero(sizes[:, one])
-        if len(holders) > 1 and not chosen[holders].any(): chosen[holders[sizes[holders].sum(1).argmin()]] = True
-    return chosen[groups]
+        if all(count <= room[one] for one, count in held[group].items()):
+            chosen.add(group)
+            for one, count in held[group].items(): room[one] -= count
+    for one in sorted(set(room) - {one for group in chosen for one in held[group]}):   # each of its groups is more than a fifth
+        holders = [group for group in held if one in held[group]]
+        if len(holders) > 1 and not chosen & set(holders): chosen.add(min(holders, key=lambda group: held[group].total()))
+    return np.isin(groups, list(chosen))
 
 # %% ../nbs/22_tasks.ipynb #416084cf
 def text_keys(
