@@ -11,9 +11,10 @@ from transformers.utils.logging import disable_progress_bar
 from lottery_nb.baseline import materials, theta0
 from lottery_nb.masks import Mask
 from lottery_nb.micro import random_model
+from lottery_nb.names import GLUE_TASKS
 from lottery_nb.scores import random
 from lottery_nb.select import topk_mask
-from lottery_nb.spec import GLUE_TASKS, RunSpec
+from lottery_nb.spec import RunSpec
 from lottery_nb.training import evaluate, finetune
 from lottery_nb.weights import prunable
 

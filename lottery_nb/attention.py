@@ -27,13 +27,15 @@ def tokenize(
     "Tokens of several texts; an empty or too long one is `BadInput`"
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     if not pairs: raise BadInput("texts must hold at least one text, got none")
-    if len({len(pair) for pair in pairs}) > 1: raise BadInput("texts must be all single sentences or all pairs, got both")
+    if len({len(pair) for pair in pairs}) > 1: raise BadInput("texts must be all single sentences or all pairs, got "
+                                                              "both")
     for i, pair in enumerate(pairs):
         if not all(part.strip() for part in pair): raise BadInput(f"text {i} is empty: {texts[i]!r}")
     batch = tokenizer(*map(list, zip(*pairs)), padding=True, truncation=False, return_tensors="pt")
     lengths = batch["attention_mask"].sum(1)
     limit = longest_input(model.config)
-    if lengths.max() > limit: raise BadInput(f"text {int(lengths.argmax())} has {int(lengths.max())} tokens, the model takes at most {limit}")
+    if lengths.max() > limit: raise BadInput(f"text {int(lengths.argmax())} has {int(lengths.max())} tokens, the "
+                                             f"model takes at most {limit}")
     return dict(batch)
 
 # %% ../nbs/40_attention.ipynb #47582e24
@@ -60,7 +62,8 @@ def value_norms(
     weight, values = output.weight, value(hidden).unflatten(-1, (-1, size))
     heads = values.shape[2]
     slices = weight.unflatten(1, (heads, size)).permute(1, 2, 0) if blocks == "columns" else weight.reshape(heads, size, -1)
-    return torch.stack([torch.linalg.vector_norm(values[:, :, head] @ slices[head], dim=-1) for head in range(heads)], dim=1)
+    return torch.stack([torch.linalg.vector_norm(values[:, :, head] @ slices[head], dim=-1)
+                        for head in range(heads)], dim=1)
 
 # %% ../nbs/40_attention.ipynb #25dca8b5
 @contextmanager
@@ -75,10 +78,13 @@ def watch(
     def hook(number, layer):
         value, output_matrix = (part(layer, row.families[family]) for family in ("value", "attention_output"))
         def keep(module, inputs, output):
-            if output[1] is None: raise BadInput(f"{type(model).__name__} gives no attention maps in layer {number}, even with eager attention")
-            maps[number] = output[1] if kind == "raw" else output[1].mul_(value_norms(value, output_matrix, size, inputs[0], blocks).unsqueeze(2))
+            if output[1] is None: raise BadInput(f"{type(model).__name__} gives no attention maps in layer "
+                                                 f"{number}, even with eager attention")
+            maps[number] = output[1] if kind == "raw" else output[1].mul_(value_norms(value, output_matrix, size,
+                                                                                      inputs[0], blocks).unsqueeze(2))
         return layer.get_submodule(row.attention).register_forward_hook(keep)
-    handles = [hook(number, layer) for number, layer in enumerate(encoder_layers(model)) if part(layer, row.families["value"]) is not None]
+    handles = [hook(number, layer) for number, layer in enumerate(encoder_layers(model))
+               if part(layer, row.families["value"]) is not None]
     try: yield
     finally:
         for handle in handles: handle.remove()
@@ -95,10 +101,11 @@ def attention_maps(
     one_of("kind", kind, ("raw", "norm")), one_of("blocks", blocks, ("columns", "rows"))
     texts, width = batch["input_ids"].shape
     maps = [torch.zeros(texts, 0, width, width) for _ in encoder_layers(model)]
-    if width > longest_input(model.config): raise BadInput(f"the batch has {width} tokens, the model takes at most {longest_input(model.config)}")
+    if width > longest_input(model.config): raise BadInput(f"the batch has {width} tokens, the model takes at most "
+                                                           f"{longest_input(model.config)}")
     inputs = {name: value for name, value in batch.items() if token_types or name != "token_type_ids"}
     with torch.no_grad(), eager(model), watch(model, maps, kind, blocks):
-        model.base_model(**inputs, output_attentions=True)
+        model.base_model(**inputs, output_attentions=architecture(model).on_demand)
     return maps
 
 # %% ../nbs/40_attention.ipynb #8441e422

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'run', 'sweep_command', 'run_command', 'costs', 'cost_text', 'gpu_workers', 'report',
-           'status_command', 'results_command', 'shown_table', 'summarised', 'info', 'verify_command', 'ticket_folder',
-           'agreement_command', 'report_command', 'annotate_command', 'doctor', 'checks', 'device_check',
-           'folder_check', 'leftover_check', 'data_check', 'main']
+           'text_table', 'tidied', 'what_is_read', 'run_one', 'sweep_command', 'run_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
+           'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
+           'report_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'leftover_check',
+           'data_check', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -22,10 +23,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .files import BadInput, disk_full, left_over, one_of, sweep_up
+from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
 from .spec import SPECS, RunSpec, make_spec, parse_value
-from .store import finished, results, run_folder, runs_root, verify_run, write_table
+from .names import is_file
+from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/62_cli.ipynb #918d8492
@@ -45,7 +47,8 @@ def run_help(
     "What `lottery-nb run TEMPLATE --help` shows"
     helps = field_help(SPECS[one_of("template", template, SPECS)])
     rows = [f"  --{f.name.replace('_', '-'):<16} {str(f.default):<12} {helps.get(f.name, '')}" for f in fields(SPECS[template])]
-    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] [--json]", "", "Fields, their defaults, their meaning:", *rows])
+    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] [--json]", "",
+                      "Fields, their defaults, their meaning:", *rows])
 
 # %% ../nbs/62_cli.ipynb #35a7e666
 def read_fields(
@@ -100,8 +103,9 @@ def text_table(
     return "\n".join("  ".join(str(value).ljust(w) if l else str(value).rjust(w) for value, w, l in zip(line, widths, left)).rstrip() for line in lines)
 
 # %% ../nbs/62_cli.ipynb #2615004f
-app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-ticket_app = typer.Typer(help="Look at a ticket, check it.", no_args_is_help=True)
+app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False)
+ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
@@ -113,9 +117,18 @@ def tidied(
     "Delete what killed processes left where runs and stages lie"
     for folder in (runs_root(runs), runs_root(runs)/"stages"): sweep_up(folder)
 
+# %% ../nbs/62_cli.ipynb #56f9d103
+def what_is_read(
+    spec: RunSpec,   # a run
+) -> str:            # one line; empty where its data are no file of the user's own
+    "Say before training what a data file was taken for"
+    if not is_file(spec.task): return ""
+    from lottery_nb.tasks import understood
+    return understood(spec)
+
 # %% ../nbs/62_cli.ipynb #c742aa62
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def run(
+@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def run_one(
     context: typer.Context,
     template: Annotated[str, typer.Argument(help="Name of a template: ticket.")] = "--help",
     runs: Runs = None,
@@ -132,6 +145,7 @@ def run(
     tidied(runs)
     result = None if force else finished(folder)
     if not (done := result is not None):
+        for said in (changed_inputs(spec, runs), what_is_read(spec)): typer.echo(said) if said else None
         typer.echo(f"running {spec.id}; notebook {folder/'run.ipynb'}, log {folder/'log.txt'}")
         with Worker(runs) as worker: result = worker.execute(spec, force, progress=sys.stderr.isatty())
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
@@ -146,12 +160,16 @@ def sweep_command(
     gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
     runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
     backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install lottery-nb[ray]).")] = "local",
-    ray_address: Annotated[Optional[str], typer.Option("--ray-address", help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
+    ray_address: Annotated[Optional[str],
+                           typer.Option("--ray-address",
+                                        help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
     cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", help="Ray: cores of a run.")] = 1,
     gpus_per_run: Annotated[float, typer.Option("--gpus-per-run", help="Ray: GPUs of a run; 0.5 puts two on one.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print the runs, their trainings, steps and hours.")] = False,
-    step_time: Annotated[Optional[float], typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model is here.")] = None,
+    step_time: Annotated[Optional[float],
+                         typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model "
+                                                          "is here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Dry run: one machine-readable line.")] = False,
     commands: Annotated[bool, typer.Option("--print", help="Run nothing: print one `lottery-nb run` command a run, for job arrays.")] = False,
 ):
@@ -178,7 +196,8 @@ def run_command(
     "The command that executes one run"
     words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
     for name, value in spec.differing().items():
-        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None or isinstance(value, bool) else str(value)]
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
     return shlex.join(words)
 
 # %% ../nbs/62_cli.ipynb #b1a88fdf
@@ -186,15 +205,17 @@ def costs(
     specs: list,                # the runs of a grid
     runs: str | None,           # folder of all runs
     step_time: float | None,    # seconds a step; None = measured
-) -> dict:                      # runs and whether they are done; trainings by kind; steps_alone, steps_shared, saved (share), steps_left (at most); hours; unknown (trainings)
+) -> dict:                      # runs (done or not), trainings by kind, steps_alone, steps_shared, saved (share), steps_left (at most), hours, unknown
     "What a grid costs; nothing runs and nothing is written"
     from lottery_nb.plan import hours, plan
     known = known_results(specs, runs, force=False)
     done = [isinstance(known.get(spec.id), dict) for spec in specs]
     table, left = plan(specs), plan([spec for spec, ready in zip(specs, done) if not ready])
     alone, shared = int(table.steps_alone.sum()), int(table.steps_shared.sum())
-    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"), "steps_alone": alone, "steps_shared": shared,
-            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()), "unknown": int(table.unknown.sum()), "hours": hours(specs, step_time)}
+    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"),
+            "steps_alone": alone, "steps_shared": shared,
+            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()), "unknown": int(table.unknown.sum()),
+            "hours": hours(specs, step_time)}
 
 # %% ../nbs/62_cli.ipynb #1fcae52a
 def cost_text(
@@ -205,11 +226,15 @@ def cost_text(
     total = {"training": "all"} | {name: sum(row[name] for row in rows) for name in rows[0] if name != "training"}
     taken, done = found["hours"], sum(run["done"] for run in found["runs"])
     lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
-    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most {found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known and not counted: their data is not here (give max_steps or data_dir)")
+    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most "
+                 f"{found['steps_left']:,} steps are left")
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves "
+                                      "(early-bird), or their data is not here (give max_steps or data_dir)")
     lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
-    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on this machine); give --step-time SECONDS")
-    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} without sharing; evaluation comes on top")
+    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on "
+                                        "this machine); give --step-time SECONDS")
+    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} "
+                       "without sharing; evaluation comes on top")
     return "\n".join(lines)
 
 # %% ../nbs/62_cli.ipynb #68301707
@@ -235,7 +260,8 @@ def report(
         if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
         seconds = time.time() - begun
         ahead = f", about {duration(seconds * (len(specs) - count) / (count - ready))} left" if ready < count < len(specs) else ""
-        typer.echo(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] {failed[-1] if isinstance(result, Exception) else sentence(result)}")
+        typer.echo(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] "
+                   f"{failed[-1] if isinstance(result, Exception) else sentence(result)}")
     if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
 
 # %% ../nbs/62_cli.ipynb #9cec87ae
@@ -272,7 +298,8 @@ def results_command(
     damaged = []
     table = results(runs, damaged.append)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs), nl=format != "csv" or parquet is not None)
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
+               nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
 # %% ../nbs/62_cli.ipynb #44b8031e
@@ -296,7 +323,8 @@ def summarised(
     figure: Path | None,     # draw score against sparsity here
 ) -> Any:                    # pandas DataFrame
     "Draw the figure, and summarise over seeds"
-    from lottery_nb.figures import save_figure, score_curves, summary_table
+    from lottery_nb.figures import save_figure, score_curves
+    from lottery_nb.tables import summary_table
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 
@@ -308,7 +336,7 @@ def info(
 ):
     "Print where a ticket comes from."
     from lottery_nb.tickets import Ticket
-    provenance = Ticket.load(ticket_folder(path)).provenance
+    provenance = Ticket.load(path).provenance
     typer.echo(json.dumps(provenance) if as_json else "\n".join(f"{k:<14} {v}" for k, v in provenance.items()))
 
 # %% ../nbs/62_cli.ipynb #54157339
@@ -319,21 +347,67 @@ def verify_command(
     "Check a ticket (and the run around it) against its checksums."
     from lottery_nb.tickets import Ticket
     if (path/"result.json").exists(): verify_run(path)
-    ticket = Ticket.load(ticket_folder(path))
+    ticket = Ticket.load(path)
     typer.echo(f"{path}: good; {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
 
-# %% ../nbs/62_cli.ipynb #11239b01
-def ticket_folder(
-    path: Path,   # a ticket's folder or a run's
-) -> Path:        # the ticket's folder
-    "The ticket inside a run folder, or the folder itself"
-    if not path.exists(): raise BadInput(f"ticket folder {path} does not exist")
-    return path/"ticket" if (path/"ticket").is_dir() else path
+# %% ../nbs/62_cli.ipynb #cdf59b83
+@ticket_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="A ticket, or a mask file: .safetensors, .pt or .bin of torch.nn.utils.prune, BERT-Tickets or TAMT.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the ticket.")],
+    model: Annotated[str, typer.Option(help="The model it is for: Hub name, local folder, micro or micro-roberta.")] = "bert-base-uncased",
+    pool: Annotated[str, typer.Option(help="The weights it must speak about, such as encoder or encoder+pooler.")] = "encoder",
+):
+    "Make a ticket from a mask that you have."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import imported
+    if not file.exists(): raise BadInput(f"mask file {file} does not exist")
+    save_ticket(imported(file, base_of(model), pool, model=model), folder)
+
+# %% ../nbs/62_cli.ipynb #42541c13
+@ticket_app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="A ticket's folder, or a run's.")],
+    file: Annotated[Path, typer.Argument(help="The file to write, .safetensors.")],
+    format: Annotated[str, typer.Option(help="prune: entries NAME_mask, as torch.nn.utils.prune names them.")] = "prune",
+):
+    "Write a ticket's mask for other software."
+    from lottery_nb.tickets import Ticket, export_prune
+    one_of("format", format, ("prune",))
+    ticket = Ticket.load(folder)
+    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
+
+# %% ../nbs/62_cli.ipynb #56daae3b
+@ticket_app.command("combine")
+def combine_command(
+    operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
+    folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
+    sparsity: Annotated[Optional[float], typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
+    scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
+    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
+):
+    "Combine tickets that were found on the same weights."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import Ticket, combine, ticket_name
+    *parents, out = folders
+    named = [(ticket_name(path), Ticket.load(path)) for path in parents]
+    base = model or (named and named[0][1].provenance.get("model"))
+    save_ticket(combine(operation, named, base_of(base) if base and sparsity is not None else None, sparsity, scope), out)
+
+# %% ../nbs/62_cli.ipynb #54960b1f
+def save_ticket(
+    ticket: Any,      # a Ticket
+    folder: Path,     # a new folder
+):
+    "Write a ticket where nothing is, and say so"
+    if folder.exists(): raise BadInput(f"{folder} exists already; choose a new folder")
+    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity {ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")
 def agreement_command(
-    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as JSON, plain or .gz.")],
+    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as "
+                                              "JSON, plain or .gz.")],
     kind: Annotated[str, typer.Option(help="Which masks of the file, or what the runs pruned: heads_mlps, heads, mlps.")] = "heads_mlps",
     draws: Annotated[int, typer.Option(help="Permutations of each null.", min=1)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One line: an object per task, full precision.")] = False,
@@ -350,16 +424,18 @@ def agreement_command(
 # %% ../nbs/62_cli.ipynb #72ecf27d
 @app.command("report")
 def report_command(
-    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
     second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
+                                                           "LOTTERY_NB_PUBLISHED.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "")
+    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 
@@ -379,9 +455,9 @@ def annotate_command(
 ):
     "Label attention maps by eye in JupyterLab, or compare two people's labels."
     from lottery_nb.heads import annotation_notebook
-    from lottery_nb.labels import agreement, read_records
+    from lottery_nb.labels import annotator_agreement, read_records
     if compare:
-        found = agreement(read_records(out), read_records(compare))
+        found = annotator_agreement(read_records(out), read_records(compare))
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
@@ -452,7 +528,8 @@ def main(
 ) -> int:                             # exit code
     "Run the command line; `BadInput` and file-system errors give 2, a failed run 1, Ctrl-C 130"
     try: said, code = "", app(words, standalone_mode=False) or 0
-    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None) or "a file") or error, 1 if isinstance(error, RunFailed) else 2
+    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None)
+                                                                           or "a file") or error, 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt: said, code = "", 130
     except Exception as error:
         if not hasattr(error, "exit_code"): raise

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
-           'mean_jaccard', 'null', 'agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
-           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'correlation', 'transfer',
-           'transfer_to_full', 'transfer_to_own']
+           'mean_jaccard', 'null', 'seed_agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
+           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
+           'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
 import gzip
@@ -123,17 +123,21 @@ def null(
     if observed is None: return None
     values = np.array([statistic(rng.permuted(flat, axis=axis)) for _ in range(draws)])
     low, high = np.quantile(values, (.025, .975))
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "p": float((1 + (values >= observed - 1e-12).sum()) / (1 + draws))}
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high),
+            "p": float((1 + (values >= observed - 1e-12).sum()) / (1 + draws))}
 
 # %% ../nbs/50_compare.ipynb #deefc8cc
 MEANING = {
-    "kappa": "Do seeds keep the same heads? 0 = as often as chance, 1 = always. Null: every seed keeps as many heads, chosen at random.",
-    "jaccard": "What share of the heads kept by either of two seeds is kept by both? Grows with the share kept; read it beside its null, as for kappa.",
-    "cochran_q": "Do seeds keep equally MANY heads? It says nothing about which. Null: every head survives in as many seeds, but in any of them.",
+    "kappa": "Do seeds keep the same heads? 0 = as often as chance, 1 = always. Null: every seed keeps as many "
+             "heads, chosen at random.",
+    "jaccard": "What share of the heads kept by either of two seeds is kept by both? Grows with the share kept; "
+               "read it beside its null, as for kappa.",
+    "cochran_q": "Do seeds keep equally MANY heads? It says nothing about which. Null: every head survives in as "
+                 "many seeds, but in any of them.",
 }
 
 # %% ../nbs/50_compare.ipynb #b81b599d
-def agreement(
+def seed_agreement(
     gates: list[Gates],        # one per seed, at least two
     draws: int = 1000,         # permutations of each null
     seed: int = 0,             # of the permutations
@@ -146,7 +150,8 @@ def agreement(
         "heads": [int(g.heads.sum()) for g in gates], "mlps": [int(g.mlps.sum()) for g in gates],
         "weight_share": fmean(shares), "weight_shares": shares,
         "super_heads": int(heads.all(0).sum()), "super_mlps": int(mlps.all(0).sum()),
-    } | statistics_of(heads, draws, seed) | {f"mlp_{name}": value for name, value in statistics_of(mlps, draws, seed).items()}
+    } | statistics_of(heads, draws, seed) | {f"mlp_{name}": value for name, value in statistics_of(mlps, draws,
+                                                                                                   seed).items()}
 
 # %% ../nbs/50_compare.ipynb #df7e8704
 def statistics_of(
@@ -159,7 +164,8 @@ def statistics_of(
     return {
         "kappa": kappa(kept), "kappa_null": null(kappa, kept, "within_seed", draws, seed),
         "jaccard": mean_jaccard(kept), "jaccard_null": null(mean_jaccard, kept, "within_seed", draws, seed),
-        "cochran_q": q, "cochran_p": p, "cochran_q_null": null(lambda k: cochran(k)[0], kept, "within_item", draws, seed),
+        "cochran_q": q, "cochran_p": p, "cochran_q_null": null(lambda k: cochran(k)[0], kept, "within_item",
+                                                               draws, seed),
     }
 
 # %% ../nbs/50_compare.ipynb #9b9229fd
@@ -178,10 +184,12 @@ def read_any_json(
 ) -> dict:         # its value, an object
     "Read a JSON object, gzipped or not"
     try: text = (gzip.open if path.read_bytes()[:2] == b"\x1f\x8b" else open)(path, "rt", encoding="utf-8").read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
+    except (OSError, EOFError, zlib.error,
+            UnicodeDecodeError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
     try: value = json.loads(text)
     except json.JSONDecodeError as error: raise BadInput(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict) or not value: raise BadInput(f"{path} must hold a JSON object: kind → task → seed → head_mask, mlp_mask")
+    if not isinstance(value, dict) or not value: raise BadInput(f"{path} must hold a JSON object: kind → task → "
+                                                                "seed → head_mask, mlp_mask")
     return value
 
 # %% ../nbs/50_compare.ipynb #331cd9bb
@@ -194,7 +202,8 @@ def file_masks(
     tasks = value[one_of("kind", kind, value)]
     if not isinstance(tasks, dict) or not all(isinstance(seeds, dict) for seeds in tasks.values()):
         raise BadInput(f"{path}: {kind} must hold task → seed → head_mask, mlp_mask")
-    return {task: {seed: entry_gates(entry, f"{path}: {kind}, {task}, seed {seed}") for seed, entry in seeds.items()} for task, seeds in tasks.items()}
+    return {task: {seed: entry_gates(entry, f"{path}: {kind}, {task}, seed {seed}") for seed, entry in seeds.items()}
+            for task, seeds in tasks.items()}
 
 # %% ../nbs/50_compare.ipynb #04a28525
 def entry_gates(
@@ -202,9 +211,12 @@ def entry_gates(
     where: str,     # place in the file, for messages
 ) -> Gates:         # the gates; a missing side is all open
     "The gates of one seed"
-    if not isinstance(entry, dict) or not {"head_mask", "mlp_mask"} & set(entry): raise BadInput(f"{where}: there must be a head_mask or an mlp_mask")
+    if not isinstance(entry, dict) or not {"head_mask",
+                                           "mlp_mask"} & set(entry): raise BadInput(f"{where}: there must be a "
+                                                                                    "head_mask or an mlp_mask")
     try:
-        heads = binary(entry["head_mask"], "head_mask", 2) if "head_mask" in entry else np.ones((len(entry["mlp_mask"]), 12))
+        heads = binary(entry["head_mask"], "head_mask",
+                       2) if "head_mask" in entry else np.ones((len(entry["mlp_mask"]), 12))
         return Gates(heads, entry.get("mlp_mask", np.ones(len(heads))))
     except (BadInput, TypeError) as error: raise BadInput(f"{where}: {error}") from None
 
@@ -216,9 +228,15 @@ def run_masks(
     "The good gates of finished structured runs"
     masks = {}
     for result in finished_runs(folder):
-        if result.get("template") != "structured" or result["spec"].get("super_seeds") or result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
+        if result["template"] != "structured" or result["spec"].get("super_seeds"): continue
+        if result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
         task, seed, good = result["spec"]["task"], str(result["spec"]["seed"]), Gates.from_json(result["gates"]["good"])
-        if masks.setdefault(task, {}).setdefault(seed, good) != good: raise BadInput(f"{folder} holds two runs of task {task}, seed {seed}, with other gates: agreement needs runs that differ in their seed only; give each setting its own folder")
+        if masks.setdefault(task, {}).setdefault(seed, good) != good: raise BadInput(f"{folder} holds two runs of "
+                                                                                     f"task {task}, seed {seed}, "
+                                                                                     "with other gates: agreement "
+                                                                                     "needs runs that differ in "
+                                                                                     "their seed only; give each "
+                                                                                     "setting its own folder")
     if not masks: raise BadInput(f"{folder} holds no finished structured runs that pruned {kind}")
     return {task: dict(sorted(by_seed.items(), key=lambda item: int(item[0]))) for task, by_seed in masks.items()}
 
@@ -227,22 +245,26 @@ def agreements(
     masks: dict[str, dict[str, Gates]],    # task → seed → gates
     draws: int = 1000,                     # permutations of each null
     seed: int = 0,                         # of the permutations
-) -> dict[str, dict]:                      # task → `agreement`
+) -> dict[str, dict]:                      # task → `seed_agreement`
     "Agreement of the seeds of every task that has two or more"
-    if max(map(len, masks.values())) < 2: raise BadInput(f"agreement needs at least two seeds of a task, got one each of {', '.join(masks)}")
-    return {task: agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items() if len(by_seed) > 1}
+    if max(map(len, masks.values())) < 2: raise BadInput("agreement needs at least two seeds of a task, got one "
+                                                         f"each of {', '.join(masks)}")
+    return {task: seed_agreement(list(by_seed.values()), draws, seed) for task, by_seed in masks.items()
+            if len(by_seed) > 1}
 
 # %% ../nbs/50_compare.ipynb #4cebb6f9
 def agreement_table(
-    found: dict[str, dict],    # task → `agreement`
+    found: dict[str, dict],    # task → `seed_agreement`
 ) -> pd.DataFrame:             # one row per task, numbers as text: kappa and Jaccard of the heads with the 95 % range of their nulls, Q with both p-values
     "The statistics of every task, for reading"
     said = lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}"
     ranged = lambda value, null: said(value) if null is None else f"{said(value)} [{said(null['low'])}, {said(null['high'])}]"
     return pd.DataFrame({task: {
-        "heads": " ".join(map(str, f["heads"])), "MLPs": " ".join(map(str, f["mlps"])), "weights": f"{100 * f['weight_share']:.0f} %",
+        "heads": " ".join(map(str, f["heads"])), "MLPs": " ".join(map(str, f["mlps"])),
+        "weights": f"{100 * f['weight_share']:.0f} %",
         "kappa [null]": ranged(f["kappa"], f["kappa_null"]), "Jaccard [null]": ranged(f["jaccard"], f["jaccard_null"]),
-        "Q": said(f["cochran_q"], 1), "p": said(f["cochran_p"], 3), "p permuted": said((f["cochran_q_null"] or {}).get("p"), 3),
+        "Q": said(f["cochran_q"], 1), "p": said(f["cochran_p"], 3),
+        "p permuted": said((f["cochran_q_null"] or {}).get("p"), 3),
         "MLP kappa [null]": ranged(f["mlp_kappa"], f["mlp_kappa_null"]),
         "super heads": f["super_heads"], "super MLPs": f["super_mlps"]} for task, f in found.items()}).T
 
@@ -255,12 +277,14 @@ def overlap(
     one_of("member", member, ("heads", "mlps"))
     seeds = [set(by_seed) for by_seed in masks.values()]
     if any(s != seeds[0] for s in seeds): raise BadInput("overlap needs the same seeds for all tasks")
-    kept = {task: np.stack([getattr(by_seed[s], member).ravel() for s in sorted(by_seed)]) for task, by_seed in masks.items()}
+    kept = {task: np.stack([getattr(by_seed[s], member).ravel() for s in sorted(by_seed)])
+            for task, by_seed in masks.items()}
     rows = [(a, b, (x & y).sum(1), x.sum(1) * y.sum(1) / x.shape[1]) for a, x in kept.items() for b, y in kept.items()]
-    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean()) for a, b, common, expected in rows])
+    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean())
+                         for a, b, common, expected in rows])
 
 # %% ../nbs/50_compare.ipynb #e00ef810
-def correlation(
+def survival_correlation(
     survivors: np.ndarray,    # survival per head: bool, or share of seeds; any shape
     values: np.ndarray,       # anything per head, same shape
     draws: int = 1000,        # permutations
@@ -273,7 +297,8 @@ def correlation(
     x, y, rng = (x - x.mean()) / x.std(), (y - y.mean()) / y.std(), np.random.default_rng(seed)
     r, shuffled = float(np.mean(x * y)), np.array([np.mean(rng.permutation(x) * y) for _ in range(draws)])
     low, high = np.quantile(shuffled, (.025, .975))
-    return {"r": r, "low": float(low), "high": float(high), "p": float((1 + (np.abs(shuffled) >= abs(r) - 1e-12).sum()) / (1 + draws))}
+    return {"r": r, "low": float(low), "high": float(high),
+            "p": float((1 + (np.abs(shuffled) >= abs(r) - 1e-12).sum()) / (1 + draws))}
 
 # %% ../nbs/50_compare.ipynb #ba136107
 def transfer(
@@ -281,7 +306,8 @@ def transfer(
 ) -> pd.DataFrame:            # mean score over runs; rows: source, columns: task
     "TRANSFER(S, T), averaged over seeds (Chen et al. 2020, section 4)"
     for name in ("source", "task", "score"):
-        if name not in tickets: raise BadInput(f"transfer needs a column {name}, got {', '.join(map(str, tickets.columns))}")
+        if name not in tickets: raise BadInput(f"transfer needs a column {name}, got "
+                                               f"{', '.join(map(str, tickets.columns))}")
     source = tickets["source"].where(tickets["source"] != "", tickets["task"])
     return tickets.assign(source=source).pivot_table("score", "source", "task", "mean")
 
@@ -294,10 +320,13 @@ def transfer_to_full(
     "Transferred tickets beside the full model (Chen et al. 2020, Figure 2a)"
     full = {task: list(rows["score"]) for task, rows in dense.groupby("task")}
     matrix = transfer(tickets)
-    if missing := sorted(set(matrix.columns) - set(full)): raise BadInput(f"transfer needs full-model runs of every task, none of {', '.join(missing)}")
+    if missing := sorted(set(matrix.columns) - set(full)): raise BadInput("transfer needs full-model runs of every "
+                                                                          f"task, none of {', '.join(missing)}")
     source = tickets["source"].where(tickets["source"] != "", tickets["task"])
-    dark = {(s, t): winning(full[t], list(rows["score"]), criterion) for (s, t), rows in tickets.groupby([source, "task"])}
-    wins = pd.DataFrame([[dark.get((s, t), False) for t in matrix.columns] for s in matrix.index], matrix.index, matrix.columns)
+    dark = {(s, t): winning(full[t], list(rows["score"]), criterion)
+            for (s, t), rows in tickets.groupby([source, "task"])}
+    wins = pd.DataFrame([[dark.get((s, t), False) for t in matrix.columns] for s in matrix.index], matrix.index,
+                        matrix.columns)
     return matrix - pd.Series({t: fmean(scores) for t, scores in full.items()})[matrix.columns], wins
 
 # %% ../nbs/50_compare.ipynb #150323cb
@@ -307,6 +336,27 @@ def transfer_to_own(
     "Transferred tickets beside the target's own (Chen et al. 2020, Figure 2b)"
     matrix = transfer(tickets)
     own = pd.Series({t: matrix.at[t, t] for t in matrix.columns if t in matrix.index})
-    if missing := sorted(set(matrix.columns) - set(own.dropna().index)): raise BadInput(f"transfer needs a ticket of every target task itself, none of {', '.join(missing)}")
+    if missing := sorted(set(matrix.columns) - set(own.dropna().index)): raise BadInput("transfer needs a ticket "
+                                                                                        "of every target task "
+                                                                                        "itself, none of "
+                                                                                        f"{', '.join(missing)}")
     difference = matrix - own[matrix.columns]
     return difference, (difference >= 0).sum(axis=1)
+
+# %% ../nbs/50_compare.ipynb #c8354c8b
+def early_over_late(
+    heads: np.ndarray,   # survival per head, (layer, head)
+) -> float:              # in points of the survival
+    "How much more the first two thirds of the layers keep than the last third"
+    by_layer = 100 * np.nanmean(heads, 1)
+    cut = round(len(by_layer) * 2 / 3)
+    return float(by_layer[:cut].mean() - by_layer[cut:].mean())
+
+# %% ../nbs/50_compare.ipynb #90ec398e
+def middle_over_ends(
+    mlps: np.ndarray,   # survival per MLP, (layer,)
+) -> float:             # in points of the survival; not a number below three layers
+    "How much more the middle half of the layers keeps than the first and the last quarter"
+    quarter = max(1, round(len(mlps) / 4))
+    if len(mlps) <= 2 * quarter: return np.nan
+    return 100 * float(np.mean(mlps[quarter:-quarter]) - np.mean([*mlps[:quarter], *mlps[-quarter:]]))

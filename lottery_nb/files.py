@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOST', 'BadInput', 'shown', 'bare', 'one_of', 'temporary', 'left_over', 'sweep_up', 'tidy', 'DiskFull', 'disk_full',
            'atomic', 'not_finite', 'write_json', 'read_json', 'short_hash', 'file_digest', 'seal', 'first_damage',
-           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'discard', 'remove']
+           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'discard', 'remove', 'runs_root', 'cache_dir']
 
 # %% ../nbs/00_files.ipynb #36a3da62
 import errno
@@ -314,3 +314,15 @@ def remove(
     "Delete a folder under its lock; nothing happens where there is none"
     if Path(folder).exists():
         with locked(folder): discard(folder)
+
+# %% ../nbs/00_files.ipynb #e35dbaef
+def runs_root(
+    root: str | Path | None = None,   # folder of all runs; None = LOTTERY_NB_RUNS, else `runs`
+) -> Path:                            # that folder, absolute
+    "The folder that holds runs and stages"
+    return Path(root or os.environ.get("LOTTERY_NB_RUNS") or "runs").absolute()
+
+# %% ../nbs/00_files.ipynb #e6bf7e8e
+def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
+    "Folder of stages that all runs share"
+    return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")

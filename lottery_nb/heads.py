@@ -18,17 +18,17 @@ from scipy.stats import permutation_test
 from torch import nn
 
 from .attention import read_texts
-from .baseline import target_spec, theta0
-from .files import BadInput, atomic, read_json, stage
+from .baseline import record, target_spec, theta0
+from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
-from .models import load_tokenizer
+from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
-from .store import runs_root, stage_folder
+from .store import stage_folder
 from .structured import fine_tuned
 from .tasks import load_data, task_of
-from .tickets import Ticket
+from .tickets import Ticket, check_architecture, check_weights
 from .weights import tensor_digest
 
 # %% ../nbs/43_heads.ipynb #1630cd35
@@ -46,7 +46,8 @@ def name_heads(
     for text in bar(read_texts(model, tokenizer, texts, kind, **options), f"{kind} maps", progress, len(texts)):
         places = [(layer, head) for layer, maps in enumerate(text.maps) for head in range(len(maps))]
         names, probabilities = cnn.predict([text.maps[layer][head] for layer, head in places])
-        rows += [dict(text=text.index, layer=layer, head=head, pattern=name, probability=float(sure)) for (layer, head), name, sure in zip(places, names, probabilities.max(1))]
+        rows += [dict(text=text.index, layer=layer, head=head, pattern=name, probability=float(sure))
+                 for (layer, head), name, sure in zip(places, names, probabilities.max(1))]
     return pd.DataFrame(rows).sort_values(["text", "layer", "head"], ignore_index=True)
 
 # %% ../nbs/43_heads.ipynb #7e4b6228
@@ -126,7 +127,7 @@ def named_heads(
     "Name every head of both models on every text, as a stage (Prasanna et al. 2020, Appendix F)"
     cnn, tokenizer = classifier_of(spec), load_tokenizer(spec.model)
     weights = tensor_digest(cnn.state_dict().values())
-    depends = {name: value for name, value in spec.differing().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
+    depends = {name: value for name, value in spec.identity().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
         for model, load in MODELS.items():
@@ -146,11 +147,14 @@ def surviving_heads(
 ) -> np.ndarray | None:               # bool, layer × head; None where the spec names no ticket
     "The heads that a structured run kept"
     if not spec.ticket: return None
-    folder = Path(spec.ticket) if Path(spec.ticket).exists() else runs_root(root)/spec.ticket
-    ticket = Ticket.load(folder/"ticket" if (folder/"ticket").is_dir() else folder)
+    ticket = Ticket.load(spec.ticket if Path(spec.ticket).exists() else runs_root(root)/spec.ticket)
     if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
     heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
-    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has {there[0]} × {there[1]}")
+    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has "
+                                            f"{there[0]} × {there[1]}")
+    model = base_of(spec.model)
+    check_architecture(ticket, model)
+    check_weights(ticket, model)
     return heads
 
 # %% ../nbs/43_heads.ipynb #51f9ae38
@@ -176,7 +180,7 @@ def attention_result(
         found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], surviving, seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
-    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | flat
+    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | record(spec) | flat
 
 # %% ../nbs/43_heads.ipynb #93d2de32
 def clearest(
@@ -213,6 +217,7 @@ def annotation_notebook(
         tokenizer = load_tokenizer(spec.model)
         records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts, spec.seed, kind, spec.model, spec.task)
         with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    cell = f"from lottery_nb.patterns import Annotator, annotation_page, json_lines\n\nannotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))"
+    cell = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
+            f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))")
     with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)
     return page

@@ -112,7 +112,8 @@ def finetune_jointly(
     features = [encoded(own, task, splits, tokenizer, "train") for own, task, splits in zip(specs, tasks, data)]
     options = replace(settings(replace(spec, batch_size=1), Path(folder), length, seed), train_sampling_strategy="sequential")
     trainer = JointTrainer(
-        Joint(nets), options, train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, length), data_collator=lambda batches: batches[0],
+        Joint(nets), options, train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, length),
+        data_collator=lambda batches: batches[0],
         callbacks=[Keeper(Path(folder), every, None)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(nets[0], mask) if mask is not None else nullcontext(): train(trainer)

@@ -7,12 +7,12 @@ __all__ = ['NOUNS', 'TOPS', 'NAMES', 'ROLES', 'VERBS', 'ADJECTIVES', 'ITEMS', 'O
            'TIMES', 'FUNCTION_WORDS', 'PLURAL', 'PAST', 'NOUN_GROUPS', 'ROLE_GROUPS', 'VERB_PAIRS', 'ADJECTIVE_PAIRS',
            'KIND', 'TOP', 'PRONOUN', 'BARE', 'OPPOSITE', 'SAME', 'APPLIES', 'PLACE_WORD', 'CHANGES', 'COMPARED',
            'RELATIONS', 'ANSWERS', 'KIND_FACTS', 'WORD_FACTS', 'FACTS', 'QUESTIONS', 'ASKED', 'SCHEMAS',
-           'QUESTION_FORMS', 'KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE', 'OTHER_NUMBER',
-           'COSTS', 'ROWS', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs', 'Draw', 'wheel',
-           'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'render', 'say', 'swap_synonyms', 'change', 'general',
-           'entailed', 'Document', 'echo', 'related', 'ask', 'story', 'winograd', 'verdict', 'present', 'questions',
-           'reserved', 'documents', 'corpus', 'corpus_lines', 'micro_vocab', 'micro_tokenizer', 'TaskRows',
-           'micro_task']
+           'QUESTION_FORMS', 'DOCUMENT_KINDS', 'SHARES', 'SWAPPED', 'LABELLED', 'MAX_WORDS', 'SPECIALS', 'BASE',
+           'OTHER_NUMBER', 'COSTS', 'ROWS', 'regular_plural', 'regular_past', 'read_groups', 'Pair', 'read_pairs',
+           'Draw', 'wheel', 'Lexicon', 'lexicon', 'Event', 'make_event', 'phrase', 'event_sentence', 'say',
+           'swap_synonyms', 'change', 'general', 'entailed', 'Document', 'echo', 'related', 'ask', 'story', 'winograd',
+           'opinion_clause', 'present_parts', 'questions', 'reserved', 'documents', 'corpus', 'corpus_lines',
+           'micro_vocab', 'micro_tokenizer', 'TaskRows', 'micro_task']
 
 # %% ../nbs/20_language.ipynb #9b27ec64
 import random
@@ -36,17 +36,21 @@ NOUNS = dict(
     vegetable="carrot potato=spud onion cabbage turnip leek radish eggplant=aubergine zucchini=courgette beet=beetroot",
     drink="tea coffee juice milk soda=pop cider wine beer=ale cocoa lemonade",
     tool="hammer saw drill wrench=spanner chisel shovel=spade rake axe=hatchet knife/knives ladder",
-    vehicle="car=automobile truck=lorry bus taxi=cab bicycle=bike boat=ship tractor tram airplane=aircraft/aircraft wagon",
+    vehicle="car=automobile truck=lorry bus taxi=cab bicycle=bike boat=ship tractor tram airplane=aircraft/aircraft "
+            "wagon",
     instrument="violin=fiddle piano/pianos flute guitar trumpet harp cello/cellos organ clarinet banjo/banjos",
     garment="jacket=coat hat=cap shirt skirt sweater=pullover scarf/scarves glove sock belt dress=gown",
     toy="doll=dolly kite puzzle yoyo/yoyos puppet=marionette balloon marble robot swing rattle",
     container="box=carton bag=sack basket bucket=pail barrel=cask bottle jar crate chest cup=mug",
     building="house=home shop=store church school bank castle hut=cabin barn tower temple",
 )
-TOPS = dict(animal="bird fish mammal insect", plant="tree flower", food="fruit vegetable drink", object="tool vehicle instrument garment toy container", place="building")
-NAMES = dict(he="tom john peter paul david mark henry george frank jack simon adam", she="mary anna lucy emma sarah alice jane helen clara ruth nora julia")
+TOPS = dict(animal="bird fish mammal insect", plant="tree flower", food="fruit vegetable drink",
+            object="tool vehicle instrument garment toy container", place="building")
+NAMES = dict(he="tom john peter paul david mark henry george frank jack simon adam",
+             she="mary anna lucy emma sarah alice jane helen clara ruth nora julia")
 ROLES = dict(
-    they="doctor=physician lawyer=attorney teacher=tutor chef=cook farmer=grower writer=author thief/thieves=robber soldier=fighter singer=vocalist "
+    they="doctor=physician lawyer=attorney teacher=tutor chef=cook farmer=grower writer=author thief/thieves=robber "
+         "soldier=fighter singer=vocalist "
          "painter=artist student=pupil guest=visitor child/children=kid sailor=mariner boss=manager friend=pal",
     he="boy=lad man/men=gentleman/gentlemen", she="girl=lass woman/women=lady",
 )
@@ -97,23 +101,30 @@ clever smart      | foolish silly     | person
 """
 
 # %% ../nbs/20_language.ipynb #cfdd06a0
-ITEMS = {"movie film show play": "plot acting cast music ending", "book novel story": "plot style ending", "meal dinner dish": "taste service sauce", "song album concert": "music style voice"}
+ITEMS = {"movie film show play": "plot acting cast music ending", "book novel story": "plot style ending",
+         "meal dinner dish": "taste service sauce", "song album concert": "music style voice"}
 OPINION = dict(
-    good="superb great wonderful excellent brilliant delightful charming witty lovely fantastic amazing marvelous enjoyable impressive splendid terrific touching thrilling "
+    good="superb great wonderful excellent brilliant delightful charming witty lovely fantastic amazing marvelous "
+         "enjoyable impressive splendid terrific touching thrilling "
          "fascinating pleasant perfect refreshing beautiful funny gripping memorable inspired elegant",
-    bad="awful terrible dreadful horrible dull boring tedious bland lousy mediocre disappointing annoying clumsy shallow ugly lifeless forgettable painful pointless sloppy "
+    bad="awful terrible dreadful horrible dull boring tedious bland lousy mediocre disappointing annoying clumsy "
+        "shallow ugly lifeless forgettable painful pointless sloppy "
         "messy bleak dreary unpleasant ridiculous hollow",
 )
 LIKES = dict(good="loved enjoyed liked adored treasured", bad="hated disliked loathed detested resented")
 REACTS = dict(good="smiled laughed cheered clapped", bad="yawned frowned sighed groaned")
 MOODS = dict(good="pleased nice", bad="upset nasty")
-PLACES = ("in the park|in the garden|in the forest|in the city|in the village|in the valley|in the street|in the kitchen|at the market|at the station|at the harbor|at the beach|"
-          "at the fair|at the airport|near the lake|near the river|near the bridge|near the gate|near the museum|near the border").split("|")
+PLACES = ("in the park|in the garden|in the forest|in the city|in the village|in the valley|in the street|in the "
+          "kitchen|at the market|at the station|at the harbor|at the beach|"
+          "at the fair|at the airport|near the lake|near the river|near the bridge|near the gate|near the "
+          "museum|near the border").split("|")
 TIMES = "on monday|on friday|on sunday|in spring|in winter|at noon|at night|at dawn".split("|")
 FUNCTION_WORDS = """
-a an the this that these those some every another and or but not no by of in at on near to for with from as is are was were be did do does can could should i it he she they him her them
-who what where when why how which someone somebody people everyone something thing things time kind true false yes maybe thus also so because too very really always often never usually
-same opposite means best way good reason place made make idea possible had has have fit crushed passed begged defeated money race than about there then happened found felt called . , ? '
+a an the this that these those some every another and or but not no by of in at on near to for with from as is are was
+were be did do does can could should i it he she they him her them who what where when why how which someone somebody
+people everyone something thing things time kind true false yes maybe thus also so because too very really always
+often never usually same opposite means best way good reason place made make idea possible had has have fit crushed
+passed begged defeated money race than about there then happened found felt called . , ? '
 """.split()
 
 # %% ../nbs/20_language.ipynb #8a2a0478
@@ -170,12 +181,14 @@ ROLE_GROUPS = {pronoun: read_groups(words, regular_plural, PLURAL) for pronoun, 
 VERB_PAIRS, ADJECTIVE_PAIRS = read_pairs(VERBS, PAST), read_pairs(ADJECTIVES)
 KIND = {word: kind for kind, groups in NOUN_GROUPS.items() for group in groups for word in group}
 TOP = {kind: top for top, kinds in TOPS.items() for kind in kinds.split()}
-PRONOUN = {name: pronoun for pronoun, names in NAMES.items() for name in names.split()} | {w: p for p, groups in ROLE_GROUPS.items() for group in groups for w in group}
+PRONOUN = {name: pronoun for pronoun, names in NAMES.items()
+           for name in names.split()} | {w: p for p, groups in ROLE_GROUPS.items() for group in groups for w in group}
 BARE = {name for names in NAMES.values() for name in names.split()} | {"someone"}
 KIND |= {person: "person" for person in PRONOUN}
 _SIDES = [side for pair in VERB_PAIRS + ADJECTIVE_PAIRS for side in ((pair.one, pair.two), (pair.two, pair.one))]
 OPPOSITE = {word: two for one, two in _SIDES for word in one}
-SAME = {word: group for group in chain(*NOUN_GROUPS.values(), *ROLE_GROUPS.values(), (one for one, _ in _SIDES)) for word in group}
+SAME = {word: group for group in chain(*NOUN_GROUPS.values(), *ROLE_GROUPS.values(), (one for one, _ in _SIDES))
+        for word in group}
 APPLIES = {word: pair.kinds for pair in VERB_PAIRS + ADJECTIVE_PAIRS for word in pair.one + pair.two}
 PLURAL |= {kind: regular_plural(kind) if kind != "fish" else "fish" for kind in (*TOP, *TOPS)}
 PLACE_WORD = {phrase: phrase.split()[-1] for phrase in PLACES + TIMES}
@@ -222,7 +235,8 @@ class Lexicon:
     @property
     def words(self) -> set[str]:
         "Content words, first names left out"
-        return set(chain(*self.nouns.values(), *self.verbs.values(), *self.adjectives.values(), *self.opinion.values())) - BARE
+        return set(chain(*self.nouns.values(), *self.verbs.values(), *self.adjectives.values(),
+                         *self.opinion.values())) - BARE
 
 # %% ../nbs/20_language.ipynb #0021012a
 @lru_cache
@@ -237,7 +251,8 @@ def lexicon(
         chosen = dict(whole=order, train=order[::2], dev=order[1::2])[one_of("side", side, ("whole", "train", "dev"))]
         return tuple(items[i] for i in sorted(chosen))
     def by_kind(pairs):
-        return {kind: tuple(w for pair in pairs if kind in pair.kinds for w in pair.one + pair.two) for kind in (*NOUNS, "person")}
+        return {kind: tuple(w for pair in pairs if kind in pair.kinds for w in pair.one + pair.two)
+                for kind in (*NOUNS, "person")}
     names = tuple(" ".join(NAMES.values()).split())
     roles = tuple(chain(*half(tuple(chain(*ROLE_GROUPS.values())))))
     nouns = {kind: tuple(chain(*half(groups))) for kind, groups in NOUN_GROUPS.items()} | {"person": names + roles}
@@ -271,7 +286,8 @@ def make_event(
     while noun in SAME.get(agent, (agent,)): noun = draw.pick(lex.nouns[kind])
     adjectives = lex.adjectives[kind] if noun not in BARE and draw.chance(.45) else ()
     place, time = draw.pick(PLACES) if draw.chance(.4) else "", draw.pick(TIMES) if draw.chance(.25) else ""
-    parts = dict(agent=agent, verb=draw.pick(lex.verbs[kind]), noun=noun, article=draw.pick(("a", "a", "the")), adjective=draw.pick(adjectives) if adjectives else "",
+    parts = dict(agent=agent, verb=draw.pick(lex.verbs[kind]), noun=noun, article=draw.pick(("a", "a", "the")),
+                 adjective=draw.pick(adjectives) if adjectives else "",
                  place=place, time=time, negated=negated > 0 and draw.chance(negated))
     return Event(**parts | fixed)
 
@@ -287,7 +303,7 @@ def phrase(
     return f"{'an' if head[0] in 'aeiou' else 'a'} {head}" if article == "a" else f"{article} {head}"
 
 # %% ../nbs/20_language.ipynb #1c01cb21
-def render(
+def event_sentence(
     event: Event,           # what to say
     passive: bool = False,  # the car was bought by tom
     front: str = "",        # place or time, when it comes first
@@ -309,7 +325,7 @@ def say(
 ) -> str:                  # a sentence
     "Say an event with a free choice of voice and word order"
     front = event.time if event.time and draw.chance(.4) else event.place if event.place and draw.chance(.12) else ""
-    return render(event, draw.chance(passive), front)
+    return event_sentence(event, draw.chance(passive), front)
 
 # %% ../nbs/20_language.ipynb #bf720a91
 def swap_synonyms(
@@ -333,13 +349,16 @@ def _other(draw, items, word):
         if item not in excluded: return item
 
 CHANGES = dict(
-    noun=lambda e, lex, draw: e._replace(noun=_other(draw, [w for w in lex.nouns[KIND[e.noun]] if w != e.agent and (w in BARE) == (e.noun in BARE)], e.noun)),
+    noun=lambda e, lex, draw: e._replace(noun=_other(draw, [w for w in lex.nouns[KIND[e.noun]]
+                                                            if w != e.agent and (w in BARE) == (e.noun in BARE)], e.noun)),
     verb=lambda e, lex, draw: e._replace(verb=_other(draw, lex.verbs[KIND[e.noun]], e.verb)),
     antonym=lambda e, lex, draw: e._replace(verb=draw.pick(OPPOSITE[e.verb])),
     adjective=lambda e, lex, draw: e._replace(adjective=draw.pick(OPPOSITE[e.adjective])) if e.adjective else None,
     place=lambda e, lex, draw: e._replace(place=_other(draw, PLACES, e.place)) if e.place else None,
-    agent=lambda e, lex, draw: e._replace(agent=_other(draw, [w for w in lex.agents if w != e.noun and (w in BARE) == (e.agent in BARE)], e.agent)),
-    roles=lambda e, lex, draw: e._replace(agent=e.noun, noun=e.agent, adjective="", article="the") if KIND[e.noun] == "person" and not e.adjective else None,
+    agent=lambda e, lex, draw: e._replace(agent=_other(draw, [w for w in lex.agents
+                                                              if w != e.noun and (w in BARE) == (e.agent in BARE)], e.agent)),
+    roles=lambda e, lex, draw: e._replace(agent=e.noun, noun=e.agent, adjective="", article="the")
+    if KIND[e.noun] == "person" and not e.adjective else None,
     negation=lambda e, lex, draw: e._replace(negated=not e.negated),
 )
 
@@ -354,7 +373,7 @@ def change(
     while True:
         kind = draw.pick(kinds)
         changed = CHANGES[kind](event, lex, draw)
-        if changed and None not in changed and render(changed) != render(event): return changed, kind
+        if changed and None not in changed and event_sentence(changed) != event_sentence(event): return changed, kind
 
 # %% ../nbs/20_language.ipynb #a9a0a6f9
 def general(
@@ -363,7 +382,8 @@ def general(
 ) -> Event:         # the noun replaced by its kind or its top: an owl → a bird, an animal
     "Say a less precise noun"
     kind = KIND.get(event.noun, "person")
-    return event if kind == "person" else event._replace(noun=draw.pick((kind, kind, TOP[kind])), article="a", adjective="")
+    return event if kind == "person" else event._replace(noun=draw.pick((kind, kind, TOP[kind])), article="a",
+                                                         adjective="")
 
 # %% ../nbs/20_language.ipynb #f026d650
 def entailed(
@@ -392,7 +412,7 @@ def echo(
     "The stepping stone to comparison"
     event, changes = make_event(lex, draw), draw.chance(.5)
     second = change(event, lex, draw, ("noun", "verb", "place", "agent"))[0] if changes else event
-    return Document(render(event), render(second), int(changes))
+    return Document(event_sentence(event), event_sentence(second), int(changes))
 
 # %% ../nbs/20_language.ipynb #09a6bb8f
 COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "place", "agent", "negation")   # the hard ones twice
@@ -400,7 +420,8 @@ COMPARED = ("noun", "verb", "antonym", "antonym", "adjective", "adjective", "pla
 def _compare(lex, draw):
     "An event and the same event restated (half word for word, half with synonyms), or changed"
     roles = draw.chance(.1)
-    event = make_event(lex, draw, "person", agent=draw.pick(lex.agents), adjective="") if roles else make_event(lex, draw, negated=.12)
+    event = make_event(lex, draw, "person", agent=draw.pick(lex.agents),
+                       adjective="") if roles else make_event(lex, draw, negated=.12)
     if draw.chance(.5): second, label = swap_synonyms(event, draw, draw.pick((0, 0, 1, 2))), 0
     else:
         second, label = change(event, lex, draw, ("roles",) if roles else COMPARED)[0], 1
@@ -422,10 +443,13 @@ def related(
     if relation == "entailment": return entailed(event, draw)
     if relation == "contradiction": other = change(event, lex, draw, ("antonym", "negation"))[0]
     else:
-        new = {slot: draw.pick(words) for slot, words in dict(place=PLACES, time=TIMES).items() if not getattr(event, slot)}
+        new = {slot: draw.pick(words) for slot, words in dict(place=PLACES, time=TIMES).items()
+               if not getattr(event, slot)}
         slot = draw.pick(tuple(new)) if new else ""
-        other = event._replace(**{slot: new[slot]}) if slot and not event.negated and draw.chance(.4) else change(event, lex, draw, ("noun", "verb", "agent", "place"))[0]
-    if draw.chance(.4) and not event.negated: other = other._replace(**{slot: "" for slot in ("adjective", "time") if getattr(event, slot) == getattr(other, slot)})
+        swap = slot and not event.negated and draw.chance(.4)
+        other = event._replace(**{slot: new[slot]}) if swap else change(event, lex, draw, ("noun", "verb", "agent", "place"))[0]
+    if draw.chance(.4) and not event.negated: other = other._replace(**{slot: "" for slot in ("adjective", "time")
+                                                                        if getattr(event, slot) == getattr(other, slot)})
     return swap_synonyms(other, draw, 1) if draw.chance(.4) else other
 
 # %% ../nbs/20_language.ipynb #a40f9bd0
@@ -439,11 +463,16 @@ def _is_it_true(lex, draw):
     return Document(question, say(event, draw), 0) if draw.chance(.4) else Document(say(event, draw), question, 0)
 
 # %% ../nbs/20_language.ipynb #150497fb
-KIND_FACTS = ("{a_n} is a kind of ^{k}", "{ns} are ^{ks}", "every {n} is {a_top}", "{a_n} is not {a_other}", "{ns} and {ms} are ^{ks}", "{a_n} is ^{a_k}")
+KIND_FACTS = ("{a_n} is a kind of ^{k}", "{ns} are ^{ks}", "every {n} is {a_top}", "{a_n} is not {a_other}",
+              "{ns} and {ms} are ^{ks}", "{a_n} is ^{a_k}")
 WORD_FACTS = dict(
-    kind=KIND_FACTS, top=("{a_k} is ^{a_top}", "{ks} are ^{tops}"), noun=("{a_n} is the same as ^{a_n2}", "{ns} are ^{ns2}"),
-    opinion=("something {o} is ^{quality}", "something {o} is ^{quality}", "someone who {like} something found it ^{o}", "people who {react} were ^{mood}", "something {o} is ^{o2}"),
-    adjective=("{adj} means the same as ^{adj2}", "something {adj} is ^{adj2}", "something {adj} is not ^{adj0}", "{adj} is the opposite of ^{adj0}"),
+    kind=KIND_FACTS, top=("{a_k} is ^{a_top}", "{ks} are ^{tops}"),
+    noun=("{a_n} is the same as ^{a_n2}", "{ns} are ^{ns2}"),
+    opinion=("something {o} is ^{quality}", "something {o} is ^{quality}",
+             "someone who {like} something found it ^{o}", "people who {react} were ^{mood}",
+             "something {o} is ^{o2}"),
+    adjective=("{adj} means the same as ^{adj2}", "something {adj} is ^{adj2}", "something {adj} is not ^{adj0}",
+               "{adj} is the opposite of ^{adj0}"),
     verb=("to {v} means the same as to ^{v2}", "to {v} is the opposite of to ^{v0}", "to {v} something is to ^{v2} it"),
 )
 FACTS = wheel(dict(kind=32, opinion=26, adjective=15, verb=14, noun=10, top=3))
@@ -457,7 +486,8 @@ def _twin(draw, word):
 def _noun_words(lex, draw, synonym):
     "The blanks of a fact about a noun"
     kind = draw.pick(tuple(NOUNS))
-    nouns = [n for n in lex.nouns[kind] + lex.nouns["person"] if len(SAME.get(n, ())) > 1] if synonym else lex.nouns[kind]
+    nouns = [n for n in lex.nouns[kind] + lex.nouns["person"]
+             if len(SAME.get(n, ())) > 1] if synonym else lex.nouns[kind]
     n, m, other = draw.pick(nouns), draw.pick(lex.nouns[kind]), draw.pick([k for k in NOUNS if k != kind])
     n2 = _twin(draw, n)
     words = dict(n=n, k=kind, top=TOP[kind], other=other, n2=n2)
@@ -469,8 +499,11 @@ def _other_words(lex, draw):
     pole = draw.pick(("good", "bad"))
     adj, v = draw.pick(lex.adjectives[draw.pick(tuple(NOUNS))]), draw.pick(lex.verbs[draw.pick(lex.kinds)])
     opinion = lex.opinion[pole]
-    return dict(o=draw.pick(opinion), o2=draw.pick(opinion), mood=MOODS[pole].split()[0], quality=MOODS[pole].split()[1], like=draw.pick(LIKES[pole].split()), react=draw.pick(REACTS[pole].split()),
-                adj=adj, adj2=_twin(draw, adj), adj0=draw.pick(OPPOSITE[adj]), v=v, v2=_twin(draw, v), v0=draw.pick(OPPOSITE[v]))
+    return dict(o=draw.pick(opinion), o2=draw.pick(opinion), mood=MOODS[pole].split()[0],
+                quality=MOODS[pole].split()[1], like=draw.pick(LIKES[pole].split()),
+                react=draw.pick(REACTS[pole].split()),
+                adj=adj, adj2=_twin(draw, adj), adj0=draw.pick(OPPOSITE[adj]), v=v, v2=_twin(draw, v),
+                v0=draw.pick(OPPOSITE[v]))
 
 def _fact(lex, draw):
     "One fact"
@@ -482,8 +515,10 @@ def _facts(lex, draw): return Document(_fact(lex, draw), _fact(lex, draw), 0)
 
 # %% ../nbs/20_language.ipynb #3133f405
 QUESTIONS = dict(
-    who=("who {past} {patient} ?", "who was {patient} {past} by ?"), what=("what did {agent} {verb} ?", "what was {past} by {agent} ?"),
-    where=("where did {agent} {verb} {patient} ?", "where was {patient} {past} ?"), when=("when did {agent} {verb} {patient} ?", "when was {patient} {past} by {agent} ?"),
+    who=("who {past} {patient} ?", "who was {patient} {past} by ?"),
+    what=("what did {agent} {verb} ?", "what was {past} by {agent} ?"),
+    where=("where did {agent} {verb} {patient} ?", "where was {patient} {past} ?"),
+    when=("when did {agent} {verb} {patient} ?", "when was {patient} {past} by {agent} ?"),
 )
 ASKED = dict(who="agent", what="noun", where="place", when="time")
 
@@ -497,7 +532,9 @@ def ask(
     answer = getattr(event, ASKED[about])
     other = swap_synonyms(event, draw, draw.pick((0, 1, 1, 2)))
     if about != "what" and draw.chance(.3): other = general(other, draw)
-    words = dict(agent=phrase(other.agent), patient=phrase(other.noun, other.article, other.adjective if draw.chance(.5) else ""), verb=other.verb, past=PAST[other.verb])
+    words = dict(agent=phrase(other.agent), patient=phrase(other.noun, other.article,
+                                                           other.adjective if draw.chance(.5) else ""),
+                                                           verb=other.verb, past=PAST[other.verb])
     asks = QUESTIONS[about]
     if about == "what" and KIND.get(event.noun) == "person": asks = tuple(q.replace("what", "who") for q in asks)
     return draw.pick(asks).format(**words), PLACE_WORD.get(answer, answer)
@@ -514,7 +551,8 @@ def story(
     events = [make_event(lex, draw)]
     while len(events) < count:
         event = make_event(lex, draw)
-        if all(set(event[:3]).isdisjoint(e[:3]) and (event.place or "1") != e.place and (event.time or "1") != e.time for e in events): events.append(event)
+        if all(set(event[:3]).isdisjoint(e[:3]) and (event.place or "1") != e.place and (event.time or "1") != e.time
+               for e in events): events.append(event)
     return events
 
 def _mark(sentence, word): return " ".join("^" + w if w == word else w for w in sentence.split())
@@ -545,7 +583,8 @@ def winograd(
 ) -> tuple[str, str, str]:    # the sentence, a true reading of its pronoun, a false one
     "A sentence whose pronoun is resolved by knowing what big and small things do (Levesque et al. 2012)"
     sentence, kinds_a, kinds_b, quality_a, quality_b = draw.pick(SCHEMAS)
-    noun = lambda kinds: draw.pick([w for w in lex.nouns["person"] if w not in BARE] if kinds == "role" else lex.nouns[draw.pick(kinds.split())])
+    noun = lambda kinds: draw.pick([w for w in lex.nouns["person"] if w not in BARE] if kinds == "role"
+                                   else lex.nouns[draw.pick(kinds.split())])
     a, b = noun(kinds_a), noun(kinds_b)
     while b in SAME[a]: b = noun(kinds_b)
     first = draw.chance(.5)
@@ -559,13 +598,15 @@ def _pronouns(lex, draw):
     "A Winograd schema with a true or false reading, or a pronoun resolved by gender"
     if draw.chance(.6):
         sentence, true, false = winograd(lex, draw)
-        return Document(sentence, true.replace("the ", "the ^", 1), 0) if draw.chance(.5) else Document(sentence, false, 1)
+        return Document(sentence, true.replace("the ", "the ^", 1),
+                        0) if draw.chance(.5) else Document(sentence, false, 1)
     he, she = (draw.pick(NAMES[pronoun].split()) for pronoun in ("he", "she"))
     event = make_event(lex, draw, draw.pick(lex.things), place="", time="")
     first, second = (he, she) if draw.chance(.5) else (she, he)
     actor = draw.pick((he, she))
-    deed = _clause(render(event._replace(agent=actor)))
-    return Document(f"{first} {PAST[draw.pick(lex.verbs['person'])]} {second} . {deed.replace(actor, PRONOUN[actor], 1)} .", f"thus , ^{deed} .", 0)
+    deed = _clause(event_sentence(event._replace(agent=actor)))
+    return Document(f"{first} {PAST[draw.pick(lex.verbs['person'])]} {second} . "
+                    f"{deed.replace(actor, PRONOUN[actor], 1)} .", f"thus , ^{deed} .", 0)
 
 # %% ../nbs/20_language.ipynb #452946c3
 def _opinion(lex, draw, good):
@@ -573,7 +614,7 @@ def _opinion(lex, draw, good):
     negated = draw.chance(.18)
     return ("not " if negated else "") + draw.pick(lex.opinion["good" if good != negated else "bad"])
 
-def verdict(
+def opinion_clause(
     lex: Lexicon,   # the speaker's words
     draw: Draw,     # choices
     good: bool,     # praise or blame
@@ -593,9 +634,12 @@ def _review(lex, draw):
     "A verdict, and how somebody took it"
     pole = draw.pick(("good", "bad"))
     good, who = pole == "good", draw.pick(lex.agents)
-    word, mood, react, like = (draw.pick(words) for words in (lex.opinion[pole], MOODS[pole].split()[:1], REACTS[pole].split(), LIKES[pole].split()))
-    first = verdict(lex, draw, good) + " ."
-    second = draw.pick((f"{phrase(who)} ^{like} it and ^{react} .", f"it was ^{word} , so {phrase(who)} was ^{mood} .", f"{phrase(who)} found it ^{word} and ^{react} ."))
+    word, mood, react, like = (draw.pick(words) for words in (lex.opinion[pole], MOODS[pole].split()[:1],
+                                                              REACTS[pole].split(), LIKES[pole].split()))
+    first = opinion_clause(lex, draw, good) + " ."
+    second = draw.pick((f"{phrase(who)} ^{like} it and ^{react} .",
+                        f"it was ^{word} , so {phrase(who)} was ^{mood} .",
+                        f"{phrase(who)} found it ^{word} and ^{react} ."))
     return Document(second, first, 0) if draw.chance(.25) else Document(first, second, 0)
 
 # %% ../nbs/20_language.ipynb #758bc005
@@ -603,30 +647,36 @@ def _people(lex, draw):
     "A role, singular or plural, with its determiner and its verb ending"
     role = draw.pick([w for w in lex.nouns["person"] if w not in BARE])
     plural = draw.chance(.5)
-    return role, plural, draw.pick(("these", "those", "the", "some") if plural else ("this", "that", "the", "every")), PLURAL[role] if plural else role
+    return role, plural, draw.pick(("these", "those", "the", "some") if plural else ("this", "that", "the",
+                                                                                     "every")), PLURAL[role] if plural else role
 
-def present(
+def present_parts(
     lex: Lexicon,             # the speaker's words
     draw: Draw,               # choices
 ) -> list[str]:               # determiner, subject, preposition and attractor or nothing, adverb or nothing, verb, object
     "A sentence in the present tense, as its parts"
     _, plural, determiner, subject = _people(lex, draw)
-    attractor = f"{draw.pick(('near', 'with', 'from'))} {draw.pick(('the', 'this')) if draw.chance(.5) else 'the'} {_people(lex, draw)[0]}" if draw.chance(.3) else ""
+    attractor = ""
+    if draw.chance(.3):
+        near, the = draw.pick(("near", "with", "from")), draw.pick(("the", "this")) if draw.chance(.5) else "the"
+        attractor = f"{near} {the} {_people(lex, draw)[0]}"
     if not attractor and draw.chance(.3): attractor = f"near the {PLURAL[_people(lex, draw)[0]]}"
     event = make_event(lex, draw, draw.pick(lex.kinds))
     verb = event.verb if plural else regular_plural(event.verb)
-    return [determiner, subject, attractor, draw.pick(("", "always", "often", "never", "usually")), verb, phrase(event.noun, event.article, event.adjective)]
+    return [determiner, subject, attractor, draw.pick(("", "always", "often", "never", "usually")), verb,
+            phrase(event.noun, event.article, event.adjective)]
 
 def _sentence(parts): return " ".join(part for part in parts if part) + " ."
 
-def _present(lex, draw): return Document(_sentence(present(lex, draw)), _sentence(present(lex, draw)), 0)
+def _present(lex, draw): return Document(_sentence(present_parts(lex, draw)), _sentence(present_parts(lex, draw)), 0)
 
 def _narrative(lex, draw):
     "Two deeds of one person"
     first = make_event(lex, draw)
     second = make_event(lex, draw, agent=first.agent)
-    told = render(second._replace(agent="someone")).replace("someone", PRONOUN[first.agent], 1)
-    return Document(render(first, front=first.time if draw.chance(.3) else ""), f"{draw.pick(('then', 'also', 'so'))} {told}", 0)
+    told = event_sentence(second._replace(agent="someone")).replace("someone", PRONOUN[first.agent], 1)
+    return Document(event_sentence(first, front=first.time if draw.chance(.3) else ""),
+                    f"{draw.pick(('then', 'also', 'so'))} {told}", 0)
 
 # %% ../nbs/20_language.ipynb #00d6d1b1
 QUESTION_FORMS = (
@@ -662,9 +712,11 @@ def _questions(lex, draw):
     same = draw.chance(.5)
     return Document(*questions(lex, draw, same, (0, 0, 1, 2), alike=.5), 0 if same else 1)
 
-KINDS = dict(echo=echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what, pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
+DOCUMENT_KINDS = dict(echo=echo, compare=_compare, is_it_true=_is_it_true, facts=_facts, who_did_what=_who_did_what,
+                      pronouns=_pronouns, review=_review, present=_present, narrative=_narrative,
              questions=_questions)
-SHARES = dict(echo=3, compare=18, is_it_true=10, facts=20, who_did_what=10, pronouns=8, review=9, present=9, narrative=3, questions=10)
+SHARES = dict(echo=3, compare=18, is_it_true=10, facts=20, who_did_what=10, pronouns=8, review=9, present=9,
+              narrative=3, questions=10)
 SWAPPED = {"who_did_what", "review", "narrative"}   # B may come from another document of the kind: the label says so
 LABELLED = SWAPPED | {"echo", "compare", "pronouns", "questions"}           # kinds whose label says something; elsewhere it is always 0
 MAX_WORDS = 57                                                          # with [CLS] and two [SEP] 60 tokens, with RoBERTa's four special tokens 61
@@ -684,7 +736,7 @@ def documents(
     draw, lex, kinds, earlier = Draw(f"corpus {seed}"), lexicon(), wheel(SHARES), {}
     while True:
         kind = draw.pick(kinds)
-        document = KINDS[kind](lex, draw)
+        document = DOCUMENT_KINDS[kind](lex, draw)
         first, second, label = document
         if kind in SWAPPED:
             other, earlier[kind] = earlier.get(kind, second), second
@@ -715,7 +767,8 @@ def corpus_lines(
     return [f"{row['text']} {row['text_pair']}" for row in corpus(f"{seed} {split}", count)]
 
 # %% ../nbs/20_language.ipynb #c343a732
-SPECIALS = dict(bert=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), roberta=("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+SPECIALS = dict(bert=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+                roberta=("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
 
 # %% ../nbs/20_language.ipynb #08ece58c
 @lru_cache
@@ -724,8 +777,10 @@ def micro_vocab(
 ) -> tuple[str, ...]:             # special tokens, then all words in alphabetical order; the position is the number
     "Every word that the micro world can say"
     specials = SPECIALS[one_of("architecture", architecture, SPECIALS)]
-    tables = (*ITEMS, *ITEMS.values(), *OPINION.values(), *LIKES.values(), *REACTS.values(), *MOODS.values(), *PLACES, *TIMES)
-    words = {*" ".join(tables).split(), *FUNCTION_WORDS, *TOP, *TOPS, *KIND, *PLURAL, *PLURAL.values(), *PAST, *PAST.values(), *map(regular_plural, PAST), *SAME}
+    tables = (*ITEMS, *ITEMS.values(), *OPINION.values(), *LIKES.values(), *REACTS.values(), *MOODS.values(),
+              *PLACES, *TIMES)
+    words = {*" ".join(tables).split(), *FUNCTION_WORDS, *TOP, *TOPS, *KIND, *PLURAL, *PLURAL.values(), *PAST,
+             *PAST.values(), *map(regular_plural, PAST), *SAME}
     return specials + tuple(sorted(words))
 
 # %% ../nbs/20_language.ipynb #ca8ee0db
@@ -747,8 +802,10 @@ def _roberta_tokenizer(vocab):
     words = Tokenizer(models.WordLevel(vocab, unk_token=unknown))
     words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", pair=f"{start} $A {end} {end} $B {end}", special_tokens=[(start, vocab[start]), (end, vocab[end])])
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=start, cls_token=start, eos_token=end, sep_token=end, pad_token=pad, unk_token=unknown, mask_token=mask,
+        single=f"{start} $A {end}", pair=f"{start} $A {end} {end} $B {end}",
+        special_tokens=[(start, vocab[start]), (end, vocab[end])])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=start, cls_token=start, eos_token=end,
+                                   sep_token=end, pad_token=pad, unk_token=unknown, mask_token=mask,
                                    model_max_length=64, model_input_names=["input_ids", "attention_mask"])
 
 # %% ../nbs/20_language.ipynb #9a43eed5
@@ -762,7 +819,7 @@ def _wrong_verb(lex, draw, noun):
 
 def _bad_present(lex, draw):
     "A sentence in the present tense with one fault"
-    parts, fault = present(lex, draw), draw.pick(("agreement", "agreement", "determiner", "order", "verb last"))
+    parts, fault = present_parts(lex, draw), draw.pick(("agreement", "agreement", "determiner", "order", "verb last"))
     if fault == "determiner" and parts[0] in OTHER_NUMBER: parts[0] = OTHER_NUMBER[parts[0]]
     elif fault == "order": parts[:2] = parts[1::-1]
     elif fault == "verb last": parts[4:] = parts[:3:-1]
@@ -773,23 +830,24 @@ def _bad_past(lex, draw):
     "An event with one fault"
     event, fault = make_event(lex, draw), draw.pick(("selection", "selection", "was", "adjective", "order"))
     agent, past, adjective = phrase(event.agent), PAST[event.verb], event.adjective
-    if fault == "was": return render(event).replace(f" {past} ", f" was {event.verb} ", 1)
-    if fault == "order": return render(event).replace(f"{agent} {past}", f"{past} {agent}", 1)
-    if fault == "adjective" and adjective: return say(event, draw).replace(f"{adjective} {event.noun}", f"{event.noun} {adjective}", 1)
+    if fault == "was": return event_sentence(event).replace(f" {past} ", f" was {event.verb} ", 1)
+    if fault == "order": return event_sentence(event).replace(f"{agent} {past}", f"{past} {agent}", 1)
+    if fault == "adjective" and adjective: return say(event, draw).replace(f"{adjective} {event.noun}",
+                                                                           f"{event.noun} {adjective}", 1)
     return say(event._replace(verb=_wrong_verb(lex, draw, event.noun)), draw)
 
 # %% ../nbs/20_language.ipynb #19d22ec9
 def _cola(lex, draw):
     "Acceptable (1) or not (0)"
     good, now = draw.chance(.6), draw.chance(.55)
-    if good: sentence = _sentence(present(lex, draw)) if now else say(make_event(lex, draw), draw)
+    if good: sentence = _sentence(present_parts(lex, draw)) if now else say(make_event(lex, draw), draw)
     else: sentence = _bad_present(lex, draw) if now else _bad_past(lex, draw)
     return dict(sentence=sentence, label=int(good))
 
 def _sst2(lex, draw):
     "Praise (1) or blame (0); one label in twenty is wrong, as in any data"
     good = draw.chance(.5)
-    return dict(sentence=verdict(lex, draw, good), label=int(good != draw.chance(.05)))
+    return dict(sentence=opinion_clause(lex, draw, good), label=int(good != draw.chance(.05)))
 
 def _mrpc(lex, draw):
     "Paraphrase (1) or one change (0); as many words differ in both"
@@ -797,7 +855,8 @@ def _mrpc(lex, draw):
     event = make_event(lex, draw)
     if same: second = swap_synonyms(event, draw, draw.pick((1, 1, 2, 2, 3)))
     else:
-        second = change(event, lex, draw, ("noun", "verb", "antonym", "antonym", "antonym", "adjective", "agent", "place"))[0]
+        second = change(event, lex, draw, ("noun", "verb", "antonym", "antonym", "antonym", "adjective",
+                                           "agent", "place"))[0]
         if draw.chance(.6): second = swap_synonyms(second, draw, 1)
     return dict(sentence1=say(event, draw), sentence2=say(second, draw), label=int(same))
 
@@ -841,7 +900,8 @@ def _rte(lex, draw):
     event = make_event(lex, draw, negated=.15)
     premise = [say(event, draw)] + ([say(make_event(lex, draw), draw)] if draw.chance(.4) else [])
     sentence2 = say(related(event, lex, draw, relation), draw)
-    return dict(sentence1=" ".join(draw.sample(premise, len(premise))), sentence2=sentence2, label=int(relation != "entailment"))
+    return dict(sentence1=" ".join(draw.sample(premise, len(premise))), sentence2=sentence2,
+                label=int(relation != "entailment"))
 
 def _qnli(lex, draw):
     "Does the sentence answer the question (0) or not (1)?"
@@ -867,7 +927,8 @@ def _squad(lex, draw):
     event = draw.pick(events)
     question, answer = ask(event, draw, draw.pick(_askable(event)))
     context = " ".join(say(e, draw) for e in events)
-    return dict(context=context, question=question, answers=dict(text=[answer], answer_start=[f" {context} ".index(f" {answer} ")]))
+    return dict(context=context, question=question,
+                answers=dict(text=[answer], answer_start=[f" {context} ".index(f" {answer} ")]))
 
 # %% ../nbs/20_language.ipynb #afa0c28b
 class TaskRows(NamedTuple):
@@ -877,8 +938,10 @@ class TaskRows(NamedTuple):
     dev: int        # rows to evaluate on
 
 ROWS = dict(
-    cola=TaskRows(_cola, 2000, 800), sst2=TaskRows(_sst2, 1000, 800), mrpc=TaskRows(_mrpc, 1500, 800), stsb=TaskRows(_stsb, 1500, 800), qqp=TaskRows(_qqp, 2000, 800),
-    mnli=TaskRows(_mnli, 2500, 900), qnli=TaskRows(_qnli, 2000, 800), rte=TaskRows(_rte, 600, 600), wnli=TaskRows(_wnli, 400, 300), squad=TaskRows(_squad, 2000, 500),
+    cola=TaskRows(_cola, 2000, 800), sst2=TaskRows(_sst2, 1000, 800), mrpc=TaskRows(_mrpc, 1500, 800),
+    stsb=TaskRows(_stsb, 1500, 800), qqp=TaskRows(_qqp, 2000, 800),
+    mnli=TaskRows(_mnli, 2500, 900), qnli=TaskRows(_qnli, 2000, 800), rte=TaskRows(_rte, 600, 600),
+    wnli=TaskRows(_wnli, 400, 300), squad=TaskRows(_squad, 2000, 500),
 )
 
 # %% ../nbs/20_language.ipynb #42aaeb28

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'RECIPE', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed', 'pack', 'batches', 'masked_batch',
-           'Trainee', 'pretrain', 'cache_dir', 'micro_id', 'pretrained', 'tiny_world']
+           'Trainee', 'pretrain', 'micro_id', 'pretrained', 'tiny_world']
 
 # %% ../nbs/21_micro.ipynb #7f753bc2
-import os
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,14 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from .files import atomic, one_of, short_hash, stage, write_json
+from .files import atomic, cache_dir, one_of, short_hash, stage, write_json
 from .language import LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer, micro_vocab, reserved
 from .spec import WORLD
 from .weights import architecture, encoder_layers, mlm_head
 
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
-SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05, hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6, relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
+SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05,
+            hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
+RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6,
+              relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
 
 # %% ../nbs/21_micro.ipynb #fc44f689
 def micro_config(
@@ -191,7 +192,8 @@ class Trainee:
         "Write weights, optimizer and losses to one file"
         import json
         from safetensors.torch import save_file
-        state = {f"{name}|{part}": value for name, weight in self.weights.items() for part, value in (("weight", weight.data), *self.optimizer.state[weight].items())}
+        state = {f"{name}|{part}": value for name, weight in self.weights.items() for part, value in (("weight", weight.data),
+                                                                                                      *self.optimizer.state[weight].items())}
         with atomic(path) as temp: save_file(state, temp, metadata=dict(losses=json.dumps(losses)))
 
     def load(self, path: Path) -> list[float]:
@@ -229,11 +231,6 @@ def pretrain(
     checkpoint.unlink(missing_ok=True)
     return folder
 
-# %% ../nbs/21_micro.ipynb #e6bf7e8e
-def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
-    "Folder of stages that all runs share"
-    return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")
-
 # %% ../nbs/21_micro.ipynb #4cd12d12
 @lru_cache
 def micro_id(
@@ -264,6 +261,7 @@ def tiny_world(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder/"bert")
-    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal") for word, label in (("good", "yes"), ("fine", "yes"), ("bad", "no"), ("poor", "no"))]
+    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal") for word, label in (("good", "yes"), ("fine", "yes"),
+                                                                                                ("bad", "no"), ("poor", "no"))]
     (folder/"reviews.csv").write_text("text,label\n" + "\n".join(8 * rows) + "\n", encoding="utf-8")
     return str(folder/"bert"), str(folder/"reviews.csv")

@@ -32,7 +32,7 @@ def weight_search(
 ) -> Path:                            # stage folder: sparsity.json, steps.parquet, score.json (what was measured)
     "m-pruning of the fine-tuned model, as a stage (Prasanna et al. 2020, section 3.2)"
     target = target_spec(spec)
-    key = target.differing() | {name: getattr(spec, name) for name in ("pool", "threshold", "step", "iterations", "rule_metric")}
+    key = target.identity() | {name: getattr(spec, name) for name in ("pool", "threshold", "step", "iterations", "rule_metric")}
 
     def make(partial: Path):
         model = fine_tuned(spec, root)
@@ -77,7 +77,7 @@ def retrain_mask(
         full = fine_tuned(spec, root)
         with hold(full, mask): write_json(partial/"pruned.json", judge(spec, full))
         train_into(partial, theta0(target), target, mask=mask)
-    key = {"full": target.differing(), "kind": kind, "mask": short_hash({name: bits.tolist() for name, bits in mask.pack().items()}, 16)}
+    key = {"full": target.identity(), "kind": kind, "mask": short_hash({name: bits.tolist() for name, bits in mask.pack().items()}, 16)}
     return stage(stage_folder(f"mask-{kind}-{slugged(target.task)}-r{target.seed}", key, root), make)
 
 # %% ../nbs/37_mpruning.ipynb #0e993037

@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'layout', 'normal', 'diagonal_part', 'vertical_part', 'block_part', 'texture_part', 'copied_phrase',
            'share_ranges', 'synthetic_map', 'synthetic', 'check_maps', 'prepare', 'contiguous', 'PatternCNN',
            'same_size', 'bar', 'train_cnn', 'write_state', 'read_state', 'f1_table', 'confusion', 'calibration',
-           'study', 'measures', 'rule_label', 'default_cnn']
+           'study', 'map_measures', 'rule_label', 'default_cnn']
 
 # %% ../nbs/41_patterns.ipynb #3e3c8672
 from pathlib import Path
@@ -20,8 +20,7 @@ from sklearn import metrics
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 
-from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
-from .micro import cache_dir
+from .files import BadInput, atomic, cache_dir, one_of, read_json, short_hash, stage, write_json
 from .weights import tensor_digest
 
 # %% ../nbs/41_patterns.ipynb #6441d585
@@ -166,8 +165,11 @@ def check_maps(
     checked = []
     for i, one in enumerate(maps):
         one = np.asarray(one, dtype=np.float32)
-        if one.ndim != 2 or one.shape[0] != one.shape[1] or not len(one): raise BadInput(f"map {i} must be square (query × key), got shape {one.shape}")
-        if not np.isfinite(one).all() or one.min() < 0: raise BadInput(f"map {i} must hold finite numbers of at least 0, got NaN, infinite or negative ones")
+        if one.ndim != 2 or one.shape[0] != one.shape[1] or not len(one): raise BadInput(f"map {i} must be square "
+                                                                                         "(query × key), got shape "
+                                                                                         f"{one.shape}")
+        if not np.isfinite(one).all() or one.min() < 0: raise BadInput(f"map {i} must hold finite numbers of at "
+                                                                       "least 0, got NaN, infinite or negative ones")
         checked.append(one)
     return checked
 
@@ -196,9 +198,11 @@ class PatternCNN(nn.Module):
         super().__init__()
         layers, channels = [], 1
         for width in (16, 32, 64):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1),
+                       nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
-        self.body = nn.Sequential(*layers[:-1], nn.Conv2d(64, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, len(CLASSES), 1), nn.Flatten())
+        self.body = nn.Sequential(*layers[:-1], nn.Conv2d(64, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                                  nn.Conv2d(16, len(CLASSES), 1), nn.Flatten())
         source = torch.Generator().manual_seed(seed)
         for weight in self.parameters():
             nn.init.xavier_normal_(weight, generator=source) if weight.ndim > 1 else nn.init.zeros_(weight)
@@ -244,7 +248,9 @@ class PatternCNN(nn.Module):
     ) -> "PatternCNN":        # the classifier
         "Read a classifier; `BadInput` where there is none, or one of other classes"
         config = read_json(Path(folder)/"config.json")
-        if config.get("classes") != list(CLASSES): raise BadInput(f"{folder} is not a classifier of {', '.join(CLASSES)}: its config.json names {config.get('classes')}")
+        if config.get("classes") != list(CLASSES): raise BadInput(f"{folder} is not a classifier of "
+                                                                  f"{', '.join(CLASSES)}: its config.json names "
+                                                                  f"{config.get('classes')}")
         model = cls()
         model.load_state_dict(load_file(Path(folder)/"model.safetensors"))
         return model
@@ -286,8 +292,10 @@ def train_cnn(
     progress: bool = False,                # show a bar
 ) -> PatternCNN:                           # the classifier after the last epoch
     "Train the classifier (settings of the released code: Adam, 1e-3, batches of 64)"
-    maps, targets = check_maps(maps), torch.tensor([CLASSES.index(one_of(f"label {i}", name, CLASSES)) for i, name in enumerate(names)])
-    if len(maps) != len(targets) or not maps: raise BadInput(f"training needs as many labels as maps and at least one, got {len(maps)} maps and {len(targets)} labels")
+    maps, targets = check_maps(maps), torch.tensor([CLASSES.index(one_of(f"label {i}", name, CLASSES))
+                                                    for i, name in enumerate(names)])
+    if len(maps) != len(targets) or not maps: raise BadInput("training needs as many labels as maps and at least "
+                                                             f"one, got {len(maps)} maps and {len(targets)} labels")
     cnn = PatternCNN(seed)
     optimizer = torch.optim.Adam(cnn.parameters(), lr=learning_rate)
     state = None if folder is None else Path(folder)/"training.safetensors"
@@ -311,8 +319,10 @@ def write_state(
     epoch: int,                          # epochs done
 ):
     "Write the whole state of a training, atomically"
-    moments = {f"adam.{i}.{name}": value for i, state in optimizer.state_dict()["state"].items() for name, value in state.items()}
-    with atomic(path) as temp: save_file(contiguous({**cnn.state_dict(), **moments, "epoch": torch.tensor(epoch)}), temp)
+    moments = {f"adam.{i}.{name}": value for i, state in optimizer.state_dict()["state"].items()
+               for name, value in state.items()}
+    with atomic(path) as temp: save_file(contiguous({**cnn.state_dict(), **moments,
+                                                     "epoch": torch.tensor(epoch)}), temp)
 
 # %% ../nbs/41_patterns.ipynb #f78c62c7
 def read_state(
@@ -375,9 +385,11 @@ def study(
     rest, test = train_test_split(np.arange(len(names)), test_size=test_share, random_state=seed, stratify=names)
     pick = lambda rows: ([maps[i] for i in rows], [names[i] for i in rows])
     curves = np.zeros((folds, epochs))
-    for fold, (train, valid) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rest, pick(rest)[1])):
+    for fold, (train, valid) in enumerate(StratifiedKFold(folds, shuffle=True,
+                                                          random_state=seed).split(rest, pick(rest)[1])):
         seen, right = pick(rest[valid])
-        def note(epoch, cnn): curves[fold, epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0], average="weighted")
+        def note(epoch, cnn): curves[fold, epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0],
+                                                                         average="weighted")
         train_cnn(*pick(rest[train]), epochs=epochs, seed=seed, after=note, progress=progress)
     chosen = int(curves.mean(0).argmax()) + 1
     cnn = train_cnn(*pick(rest), epochs=chosen, seed=seed, progress=progress)
@@ -385,7 +397,7 @@ def study(
     return dict(cnn=cnn, epochs=chosen, selection=curves[:, chosen - 1].mean(), test=table.f1["weighted"], table=table)
 
 # %% ../nbs/41_patterns.ipynb #1c18083a
-def measures(
+def map_measures(
     one: np.ndarray,        # a map, query × key
     special: np.ndarray,    # bool per token
     segment: np.ndarray,    # int per token
@@ -396,7 +408,8 @@ def measures(
     within = normal(rows * inside)
     entropy = -(within * np.log(within + 1e-12)).sum(1) / np.log(np.maximum(2, inside.sum(1)))
     beyond = lambda cells: ((rows * cells).sum(1).mean() - cells.mean()) / max(1e-12, 1 - cells.mean())
-    return dict(diagonal=beyond(near), vertical=beyond(special & ~near), inside=(rows * inside).sum(1).mean(), even=entropy.mean())
+    return dict(diagonal=beyond(near), vertical=beyond(special & ~near), inside=(rows * inside).sum(1).mean(),
+                even=entropy.mean())
 
 # %% ../nbs/41_patterns.ipynb #3c7369b9
 def rule_label(
@@ -405,7 +418,7 @@ def rule_label(
     segment: np.ndarray,    # int per token
 ) -> str:                   # one of `CLASSES`
     "Class of a map by the rules that define the classes (Kovaleva et al. 2019, section 4.1)"
-    share = measures(one, special, segment)
+    share = map_measures(one, special, segment)
     line, column = share["diagonal"], share["vertical"]
     if min(line, column) >= .15 and line + column >= .4: return "vertical+diagonal"
     if max(line, column) >= .3: return "diagonal" if line > column else "vertical"

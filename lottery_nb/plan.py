@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from .baseline import Piece, dense_piece, is_local, reads_local, tokenizer_here
 from .files import BadInput, one_of
-from .mpruning import weights_pieces
 from .methods import ticket_pieces
 from .micro import RECIPE, micro_config
 from .models import HEADS, load_config
-from .spec import TABLE, RunSpec, architecture_of, is_micro
+from .mpruning import weights_pieces
+from .names import TABLE, architecture_of, is_micro
+from .spec import RunSpec
 from .structured import gates_pieces
 from .tasks import load_data, task_of
 from .training import finetune

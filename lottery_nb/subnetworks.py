@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['close_least', 'without_least', 'Step', 'Search', 'stages_of', 'prune_gates', 'bar_of', 'run_stage', 'remember',
-           'draw', 'random_gates', 'bad_gates', 'super_survivors', 'super_bad', 'super_random', 'prune_weights',
+           'draw_entries', 'random_gates', 'bad_gates', 'super_survivors', 'super_bad', 'super_random', 'prune_weights',
            'weight_masks', 'survival_shares', 'gates_mask']
 
 # %% ../nbs/35_subnetworks.ipynb #9b27ec64
@@ -132,7 +132,8 @@ def remember(
     known = read_json(path) if Path(path).exists() else {}
 
     def recall(argument: Any) -> Any:
-        key = "".join(str(int(bit)) for part in argument for bit in part.flat) if isinstance(argument, Gates) else str(argument)
+        key = "".join(str(int(bit)) for part in argument
+                      for bit in part.flat) if isinstance(argument, Gates) else str(argument)
         if key not in known:
             value = function(argument)
             known[key] = [part.tolist() for part in value] if isinstance(value, Importance) else value
@@ -141,7 +142,7 @@ def remember(
     return recall
 
 # %% ../nbs/35_subnetworks.ipynb #3a45405a
-def draw(
+def draw_entries(
     groups: list[np.ndarray],       # bool arrays of one shape, most wanted first; together they cover enough
     count: int,                     # entries to draw
     rng: np.random.Generator,       # where chance comes from
@@ -161,7 +162,7 @@ def random_gates(
 ) -> Gates:                 # as many (or about as many) heads and MLPs, from anywhere
     "Random gates of the size of the good ones (Prasanna et al. 2020, section 4.2)"
     rng = np.random.default_rng(seed)
-    if exact: return Gates(*(draw([np.ones_like(g)], int(g.sum()), rng) for g in good))
+    if exact: return Gates(*(draw_entries([np.ones_like(g)], int(g.sum()), rng) for g in good))
     return Gates(*(rng.random(g.shape) < g.mean() for g in good))
 
 # %% ../nbs/35_subnetworks.ipynb #991325e1
@@ -171,7 +172,7 @@ def bad_gates(
 ) -> Gates:         # as many heads and MLPs, from those that did not survive first
     "Bad gates of the size of the good ones (Prasanna et al. 2020, section 4.2)"
     rng = np.random.default_rng(seed)
-    return Gates(*(draw([~g, g], int(g.sum()), rng) for g in good))
+    return Gates(*(draw_entries([~g, g], int(g.sum()), rng) for g in good))
 
 # %% ../nbs/35_subnetworks.ipynb #f5f3cb23
 def super_survivors(
@@ -189,7 +190,8 @@ def super_bad(
     "The counterpart least likely to survive (Prasanna et al. 2020, Appendix E)"
     rng, survivors = np.random.default_rng(seed), super_survivors(gates)
     votes = [sum(part.astype(int) for part in parts) for parts in zip(*gates)]
-    return Gates(*(draw([v == n for n in range(len(gates) + 1)], int(s.sum()), rng) for v, s in zip(votes, survivors)))
+    return Gates(*(draw_entries([v == n for n in range(len(gates) + 1)], int(s.sum()), rng)
+                   for v, s in zip(votes, survivors)))
 
 # %% ../nbs/35_subnetworks.ipynb #12ca05c1
 def super_random(
@@ -199,7 +201,7 @@ def super_random(
     "The counterpart from the middle (Prasanna et al. 2020, Appendix E)"
     rng = np.random.default_rng(seed + 1)
     pairs = zip(super_survivors(gates), super_bad(gates, seed))
-    return Gates(*(draw([~(s | b), s | b], int(s.sum()), rng) for s, b in pairs))
+    return Gates(*(draw_entries([~(s | b), s | b], int(s.sum()), rng) for s, b in pairs))
 
 # %% ../nbs/35_subnetworks.ipynb #253c2dfd
 def prune_weights(
@@ -229,8 +231,10 @@ def weight_masks(
     "Good, random and bad masks (Prasanna et al. 2020, section 4.2)"
     good = topk_mask(magnitude(weights), sparsity)
     noise = random(weights, seed)
-    worst = {"sampled": lambda: {name: noise[name] + (~good[name]).float() for name in good}, "largest": lambda: {name: -w.detach().abs() for name, w in weights.items()}}
-    return {"good": good, "random": topk_mask(random(weights, seed + 1), sparsity), "bad": topk_mask(worst[one_of("bad", bad, worst)](), sparsity)}
+    worst = {"sampled": lambda: {name: noise[name] + (~good[name]).float() for name in good},
+             "largest": lambda: {name: -w.detach().abs() for name, w in weights.items()}}
+    return {"good": good, "random": topk_mask(random(weights, seed + 1), sparsity),
+            "bad": topk_mask(worst[one_of("bad", bad, worst)](), sparsity)}
 
 # %% ../nbs/35_subnetworks.ipynb #52090ddf
 def survival_shares(
@@ -248,7 +252,8 @@ def survival_shares(
         counts[side, layer] = alive + rows.sum(1), total + rows.shape[1]
     layers = sorted({layer for _, layer in counts})
     shares = {key: (alive / total).numpy() for key, (alive, total) in counts.items()}
-    return np.stack([shares["heads", layer] for layer in layers]), np.concatenate([shares["mlps", layer] for layer in layers])
+    return np.stack([shares["heads", layer] for layer in layers]), np.concatenate([shares["mlps", layer]
+                                                                                   for layer in layers])
 
 # %% ../nbs/35_subnetworks.ipynb #5870a667
 def gates_mask(

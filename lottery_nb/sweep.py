@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import lottery_nb
-from .files import BadInput, Busy, atomic, discard, disk_full, is_locked, locked, one_of, read_json, sweep_up, tidy
+from .files import BadInput, Busy, atomic, discard, disk_full, is_locked, locked, one_of, read_json, runs_root, sweep_up, tidy
 from .spec import SPECS, RunSpec
-from .store import NOTEBOOK, finished, notebook_times, open_run, run_folder, runs_root
+from .store import NOTEBOOK, finished, notebook_times, open_run, run_folder
 
 # %% ../nbs/61_sweep.ipynb #2db291e7
 def template_path(

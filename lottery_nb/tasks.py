@@ -39,7 +39,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .datafiles import Own, classic_files, data_files, data_root, opened, own_files, read_rows, squad_files, text_files, text_lines
 from .files import BadInput, one_of
-from .spec import GLUE_TASKS, RunSpec, TABLE, is_file, is_micro, task_name
+from .names import GLUE_TASKS, TABLE, is_file, is_micro, task_name
+from .spec import RunSpec
 
 # %% ../nbs/22_tasks.ipynb #d73204e3
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
 
-from lottery_nb.compare import (agreement, cochran, correlation, kappa, mean_jaccard, null, overlap, read_masks, spread, statistics_of, survival, transfer,
+from lottery_nb.compare import (seed_agreement, cochran, survival_correlation, kappa, mean_jaccard, null, overlap, read_masks, spread, statistics_of, survival, transfer,
                                 transfer_to_full, transfer_to_own, winning, winning_sparsity)
 from lottery_nb.files import BadInput
 from lottery_nb.gates import Gates, weight_share
@@ -114,13 +114,13 @@ def test_within_seed_keeps_sizes_and_finds_structure():
 
 
 def test_agreement_needs_two_seeds_of_one_shape():
-    with pytest.raises(BadInput, match="at least two seeds, got 1"): agreement([Gates.full(2, 2)])
-    with pytest.raises(BadInput, match="one shape"): agreement([Gates.full(2, 2), Gates.full(2, 3)])
+    with pytest.raises(BadInput, match="at least two seeds, got 1"): seed_agreement([Gates.full(2, 2)])
+    with pytest.raises(BadInput, match="one shape"): seed_agreement([Gates.full(2, 2), Gates.full(2, 3)])
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_degenerate_agreement_is_none_not_a_crash(value):
-    found = agreement([Gates(np.full((2, 3), value), np.full(2, value))] * 3, draws=5)
+    found = seed_agreement([Gates(np.full((2, 3), value), np.full(2, value))] * 3, draws=5)
     assert found["weight_share"] == value and found["kappa"] is None and found["cochran_q"] is None and found["cochran_q_null"] is None
     json.dumps(found, allow_nan=False)
 
@@ -128,7 +128,7 @@ def test_degenerate_agreement_is_none_not_a_crash(value):
 def test_published_masks(assets):
     "The paper's sentence: kappa between .15 and .32 for all tasks (.15 is not a GLUE task, D18; WNLI is degenerate)"
     published = read_masks(assets/"prasanna2020"/"masks.json.gz")
-    found = {task: agreement(list(seeds.values()), draws=50) for task, seeds in published.items()}
+    found = {task: seed_agreement(list(seeds.values()), draws=50) for task, seeds in published.items()}
     assert len(found) == 9 and all(len(f["heads"]) == 5 for f in found.values())
     usual = [f["kappa"] for task, f in found.items() if task != "WNLI"]
     assert .15 < min(usual) < max(usual) < .33 and found["WNLI"]["kappa"] == pytest.approx(-.25)
@@ -195,7 +195,7 @@ def test_overlap_counts_common_heads():
 def test_correlation_is_pearson_with_a_fair_interval():
     rng = np.random.default_rng(0)
     x, y = rng.random(144) < .3, rng.random(144)
-    found = correlation(x, y, draws=2000)
+    found = survival_correlation(x, y, draws=2000)
     assert found["r"] == pytest.approx(stats.pearsonr(x, y).statistic)
     assert found["p"] == pytest.approx(stats.pearsonr(x, y).pvalue, abs=.05)
     assert found["low"] == pytest.approx(-1.96 / np.sqrt(143), abs=.02) and found["high"] == pytest.approx(1.96 / np.sqrt(143), abs=.02)

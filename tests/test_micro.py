@@ -144,7 +144,7 @@ def test_winograd_readings_name_the_right_noun():
 def test_shares_sum_to_one_and_every_kind_is_said(sample):
     assert sum(language.SHARES.values()) == 100
     said = {kind for kind, _ in sample}
-    assert said == set(language.KINDS)
+    assert said == set(language.DOCUMENT_KINDS)
 
 
 def test_nothing_is_unknown(tasks, sample):
@@ -270,7 +270,7 @@ def test_lessons_begin_with_echoes_and_hide_empty_labels():
     different = [sum(a != b for a, b in zip(d.first.split(), d.second.split())) for d in lessons[:400]]
     assert all((d.label == 1) == (count > 0) for d, count in zip(lessons[:400], different))
     shares = [sum(d.label == label for d in lessons[500:]) / 2500 for label in (-100, 0, 1)]
-    assert abs(shares[0] - sum(language.SHARES[kind] for kind in set(language.KINDS) - language.LABELLED) / 100) < .04 and min(shares) > .2
+    assert abs(shares[0] - sum(language.SHARES[kind] for kind in set(language.DOCUMENT_KINDS) - language.LABELLED) / 100) < .04 and min(shares) > .2
 
 
 def test_echoes_are_unsaid_where_reserved():

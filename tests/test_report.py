@@ -1,6 +1,8 @@
 """Reports: tables from run folders, sentences from numbers, and pages from notebooks."""
+import itertools
 import shutil
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -10,14 +12,18 @@ from nbformat import v4
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import report
+from lottery_nb import figures, papers, report, tables
+from lottery_nb.cli import main
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.gates import Gates
 from lottery_nb.masks import Mask
-from lottery_nb.report import averages, chen_table, chosen, finding, gaps, paper_table, rank_correlation, render, rewinding, ticket_runs, transfer_matrix, verdict, worlds
-from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
+from lottery_nb.methods import METHODS
+from lottery_nb.patterns import CLASSES
+from lottery_nb.report import finding, render, verdict
+from lottery_nb.spec import READS, AttentionSpec, MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import finish, open_run, read_result, results
+from lottery_nb.tables import averages, chen_table, chosen, gaps, paper_table, rank_correlation, rewinding, ticket_runs, transfer_matrix, worlds
 from lottery_nb.tickets import Ticket
 
 LOSS = {"dense": 0, "imp": .01, "standard": .02, "tamt-mlm": .002, "tamt-kd": .005, "omp": .1, "random": .5}   # of score, per unit of sparsity
@@ -120,7 +126,7 @@ def test_table_2_by_brute_force(runs, criterion):
 
 
 def test_table_6_uses_the_other_metric(runs):
-    both = report.both_metrics(runs)
+    both = tables.both_metrics(runs)
     assert list(both) == ["MRPC, F1", "MRPC, Accuracy"]
     assert both["MRPC, Accuracy"]["full", "mean"] - both["MRPC, F1"]["full", "mean"] == pytest.approx(10)
 
@@ -138,7 +144,7 @@ def test_transfer_matrix_agrees_with_compare(runs):
 
 def test_own_winning_sparsity_takes_each_source_at_its_own(runs):
     levels = chen_table(runs).loc[("sparsity", "%")].dropna() / 100
-    rows = report.transfer_runs(runs, None)
+    rows = tables.transfer_runs(runs, None)
     assert {source: set(group.asked_sparsity) for source, group in rows.groupby("source")} == {source: {s} for source, s in levels.items()}
 
 
@@ -181,7 +187,7 @@ def test_verdict_on_the_papers_own_numbers_is_full_agreement():
     assert "nothing of ours for MNLI" in verdict(row.iloc[1:], row)
 
 
-@pytest.mark.parametrize("paper", report.PAPERS)
+@pytest.mark.parametrize("paper", report.REPORTS)
 def test_reports_are_shipped_with_one_parameters_cell(paper):
     assert report.report_path(paper).read_text().count('"parameters"') == 1
 
@@ -208,6 +214,29 @@ def test_a_report_of_gates(gates_folder, tmp_path):
                      "m-pruning, earlier layers get pruned more: holds, everywhere; 12.5 points"): assert sentence in said
 
 
+def attention_run(root, task):
+    "One attention run: a tenth of the maps is heterogeneous, of the surviving heads two"
+    shares = lambda heads: {name: float(share) for name, share in zip(CLASSES, (.3, .3, .2, .2 - (.2 if heads == "surviving" else .1), .2 if heads == "surviving" else .1))}
+    places = itertools.product(("all", "surviving"), ("pre-trained", "fine-tuned"), ("raw", "norm"))
+    finish(open_run(AttentionSpec(task=task), root), task=task, texts=9, shares={" ".join(place): shares(place[0]) for place in places},
+           correlations={"raw": dict(pearson=.5, low=-.4, high=.4, p=.01), "norm": dict(pearson=None, low=None, high=None, p=None)})
+
+
+def test_a_report_of_attention(tmp_path, capsys):
+    "With the paper's shares beside, through the command line"
+    for task in ("sst2", "mrpc"): attention_run(tmp_path/"runs", task)
+    printed = {"vertical": .2, "diagonal": .2, "mix": .2, "block": .2, "other": .2}
+    write_json(tmp_path/"authors"/"attention_pattern_shares.json", {setting: {"QNLI": {"attention": printed, "weight normed": printed}} for setting in papers.SETTINGS})
+    assert main(["report", "attention", "--runs", str(tmp_path/"runs"), "--published", str(tmp_path/"authors")]) == 0
+    said = text_of(tmp_path/"runs"/"attention.html")
+    for sentence in ("micro: mrpc, sst2", "+10.0 (2 of 2 tasks rise)", "the paper's BERT-base", "2 of 2 correlations lie outside what chance gives"): assert sentence in said
+
+
+def test_attention_needs_run_folders(tmp_path):
+    (tmp_path/"table.csv").write_text("id\n")
+    with pytest.raises(BadInput, match="must be a folder"): papers.page_attention(str(tmp_path/"table.csv"))
+
+
 @pytest.mark.parametrize("paper", SENTENCES)
 def test_a_report_of_a_partial_study(paper, folder, tmp_path):
     "A third of the runs, the full models not among them, and a half-written one"
@@ -219,10 +248,11 @@ def test_a_report_of_a_partial_study(paper, folder, tmp_path):
     assert "micro lacks" in text_of(page)
 
 
-@pytest.mark.parametrize("paper", report.PAPERS)
+@pytest.mark.parametrize("paper", report.REPORTS)
 def test_a_report_without_runs_shows_the_papers_side(paper, tmp_path):
     (tmp_path/"runs").mkdir()
-    assert "only the paper's side is shown" in text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
+    said = text_of(render(paper, tmp_path/"runs", tmp_path/"report.html"))
+    assert "only the paper's side is shown" in said and "lottery-nb sweep grids/" in said
 
 
 @pytest.mark.parametrize("error, kind", [("BadInput", BadInput), ("ZeroDivisionError", PapermillExecutionError)])
@@ -230,7 +260,7 @@ def test_a_report_that_fails_leaves_no_page(error, kind, tmp_path, monkeypatch):
     cells = [v4.new_code_cell('runs: str = ""', metadata={"tags": ["parameters"]}), v4.new_code_cell(f"from lottery_nb.files import BadInput\nraise {error}('of result x')")]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"chen_2020.ipynb")
-    monkeypatch.setattr(report, "report_path", lambda paper: tmp_path/f"{paper}.ipynb")
+    monkeypatch.setattr(report, "report_path", lambda page: tmp_path/f"{page}.ipynb")
     with pytest.raises(kind, match="of result x"): render("chen_2020", tmp_path, tmp_path/"report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["chen_2020.ipynb"]
 
@@ -248,7 +278,7 @@ def test_smaller_training_sets_are_no_plain_runs(runs, tmp_path):
     both = worlds(tmp_path/"both.csv")["micro"]
     assert both.whole.sum() == len(runs)
     pd.testing.assert_frame_equal(chen_table(both), chen_table(runs), check_index_type=False)
-    assert len(report.agnostic(both, ("whole",))) > len(report.agnostic(both))
+    assert len(tables.agnostic(both, ("whole",))) > len(tables.agnostic(both))
 
 
 def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
@@ -261,5 +291,23 @@ def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
 
 
 def test_what_a_mean_would_mix_is_named(runs):
-    assert report.mixed(runs) == []
-    assert report.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
+    assert tables.mixed(runs) == []
+    assert tables.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
+
+
+def test_a_model_without_imp_has_no_sources(runs):
+    assert len(tables.source_table(runs[runs.method != "imp"])) == 0
+
+
+def test_a_made_up_method_is_known_everywhere(runs, monkeypatch):
+    "Summary, curves and both papers' pages, once it has a row; and by its name alone where results come from elsewhere"
+    both = pd.concat([runs, runs[runs.method == "omp"].assign(method="made-up")], ignore_index=True)
+    assert "made-up" in set(tables.summary_table(both).method)
+    papers.all_sparsities({"micro": both})
+    assert "made-up" in [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert not any("made-up" in line for line in papers.average_scores({"micro": both}).said)
+    monkeypatch.setitem(METHODS, "made-up", METHODS["omp"]._replace(colour="#123456"))
+    monkeypatch.setitem(READS, "made-up", ("scope",))
+    assert "micro, average score, made-up above random: holds, everywhere" in "\n".join(papers.average_scores({"micro": both}).said)
+    assert figures.colour_of("made-up") == "#123456"
+    plt.close("all")

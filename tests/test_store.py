@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from lottery_nb.files import BadInput, read_json, write_json
+from lottery_nb.files import BadInput, read_json, runs_root, write_json
 from lottery_nb.spec import TicketSpec
-from lottery_nb.store import finish, open_run, read_result, results, runs_root, stage_folder
+from lottery_nb.store import finish, open_run, read_result, results, stage_folder
 
 
 def finished(root, **values):

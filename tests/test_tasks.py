@@ -18,7 +18,8 @@ from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForSeque
 
 from lottery_nb import tasks
 from lottery_nb.files import BadInput
-from lottery_nb.spec import GLUE_TASKS, TASKS, RunSpec
+from lottery_nb.names import GLUE_TASKS, TASKS
+from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import get_task, load_data, score
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e f g h i j k l m n o p q r s t u v w x y z . , ? 0 1 2 3".split()
