@@ -109,7 +109,7 @@ def test_a_full_disk_is_2(words, monkeypatch, capsys):
 
     monkeypatch.setattr(cli.Worker, "execute", full)
     assert main(words) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "runs/x could not be written, the disk or quota is full: free space there" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_1_and_keeps_its_notebook(words, tiny_model, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_bad_devices_are_2_before_anything_runs(words, message, tmp_path, capsys
 def test_the_export_holds_every_template_and_names_its_schema(tmp_path):
     "Columns that a template lacks are empty; whole numbers stay whole"
     from pyarrow import parquet
-    finish(open_run(TicketSpec(rewind=None, method="standard"), tmp_path), metric="accuracy", score=.5, sparsity=.7, kept=3, total=10, mlm_loss=None, scores={"accuracy": .5})
+    finish(open_run(TicketSpec(rewind=None), tmp_path), metric="accuracy", score=.5, sparsity=.7, kept=3, total=10, mlm_loss=None, scores={"accuracy": .5})
     finish(open_run(StructuredSpec(task="rte"), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_heads=7, majority=.5, remark="all gone")
     finish(open_run(MagnitudeSpec(iterations=10), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_size=.8)
     path = write_table(results(tmp_path), tmp_path/"all.parquet")
