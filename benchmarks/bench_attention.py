@@ -42,10 +42,10 @@ def norm_maps(length=128):
     torch.manual_seed(0)
     attention = BertModel(BertConfig(num_hidden_layers=1)).eval().encoder.layer[0].attention
     x, alpha = torch.randn(1, length, 768), torch.rand(1, 12, length, length).softmax(-1)
-    ways = {"materialised": lambda: materialised(attention, x, alpha), "factorised": lambda: alpha.mul_(value_norms(attention, x)[:, :, None])}
+    ways = {"materialised": lambda: materialised(attention, x, alpha), "factorised": lambda: alpha.mul_(value_norms(attention.self.value, attention.output.dense, 64, x)[:, :, None])}
     with torch.no_grad():
         written_out, large, slow = ways["materialised"](), peak(ways["materialised"]), timed(ways["materialised"])
-        quick = timed(lambda: alpha * value_norms(attention, x)[:, :, None])
+        quick = timed(lambda: alpha * value_norms(attention.self.value, attention.output.dense, 64, x)[:, :, None])
         small = peak(ways["factorised"])             # in place, as `attention_maps` does it
         torch.testing.assert_close(alpha, written_out)
     return {"materialised": (slow, large), "factorised": (quick, small)}

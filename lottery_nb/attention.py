@@ -105,7 +105,7 @@ def attention_maps(
                                                            f"{longest_input(model.config)}")
     inputs = {name: value for name, value in batch.items() if token_types or name != "token_type_ids"}
     with torch.no_grad(), eager(model), watch(model, maps, kind, blocks):
-        model.base_model(**inputs, output_attentions=True)
+        model.base_model(**inputs, output_attentions=architecture(model).on_demand)
     return maps
 
 # %% ../nbs/40_attention.ipynb #8441e422

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
-           'materials', 'theta0', 'restore_weights', 'train_once', 'train_into', 'whole_length', 'dense',
-           'training_history', 'beside_guess', 'training_size', 'reads_local', 'data_only', 'local_size', 'is_local',
-           'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
+           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'dense', 'training_history',
+           'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local', 'data_only',
+           'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import os
+import platform
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pandas as pd
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .datafiles import data_root
@@ -29,8 +30,8 @@ from .models import load_model, load_tokenizer, quiet
 from .names import TASKS, architecture_of, is_micro, source_names
 from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, encode, load_data, majority, references, task_of
-from .training import Training, encoded, evaluate, finetune, save_weights, steps
+from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood, unknown_share
+from .training import Training, encoded, evaluate, finetune, load_weights, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
 def target_spec(
@@ -73,8 +74,9 @@ def materials(
     spec: RunSpec,   # a training
 ) -> Materials:      # task, splits, tokenizer
     "What a training reads, kept for the next training that needs the same"
-    data = load_data(spec)
-    return Materials(task_of(spec), data, load_tokenizer(spec.model))
+    found = Materials(task_of(spec), load_data(spec), load_tokenizer(spec.model))
+    say_unknown(found.task, found.data["train"], found.tokenizer)
+    return found
 
 # %% ../nbs/31_baseline.ipynb #6f1d6ed9
 def theta0(
@@ -82,20 +84,6 @@ def theta0(
 ) -> PreTrainedModel:    # pre-trained weights θ0 with head γ0 drawn from the seed
     "The model that a training starts from"
     return load_model(spec.model, materials(spec).task, spec.seed, spec.dropout)
-
-# %% ../nbs/31_baseline.ipynb #7ce6c7a5
-def restore_weights(
-    model: PreTrainedModel,     # changed in place
-    path: Path,                 # a file of `save_weights`
-    head: bool = True,          # restore the task head too
-):
-    "Put saved weights into a model; without `head` only what lies under its base model"
-    prefix = f"{model.base_model_prefix}."
-    saved = {name: tensor for name, tensor in load_file(path).items() if head or name.startswith(prefix)}
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            if name in own: own[name].copy_(tensor)
 
 # %% ../nbs/31_baseline.ipynb #a1de2e3f
 WEIGHTS = "model.safetensors"      # trained weights; written last, so a training that has them is done
@@ -115,7 +103,7 @@ def train_once(
         if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
         save_weights(model, folder/WEIGHTS)
     shutil.rmtree(folder/"checkpoints", ignore_errors=True)
-    restore_weights(model, folder/WEIGHTS)
+    load_weights(model, folder/WEIGHTS)
 
 # %% ../nbs/31_baseline.ipynb #a469445c
 def train_into(
@@ -165,6 +153,31 @@ def beside_guess(
     split = task.evaluation[0]
     guess = majority(task, references(task, data[split], encoded(target, task, data, tokenizer, split)), spec.seed)[task.metric]
     return {"majority": guess, "learnt": full_score > guess}
+
+# %% ../nbs/31_baseline.ipynb #c2b288e5
+def environment() -> dict:   # python, torch, transformers, lottery_nb: versions; device; threads
+    "What computes here"
+    names = {name: version(name.replace("_", "-")) for name in ("torch", "transformers", "lottery_nb")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"python": platform.python_version()} | names | {"device": device, "threads": torch.get_num_threads()}
+
+# %% ../nbs/31_baseline.ipynb #4f56df3a
+def record(
+    spec: RunSpec,   # a run
+) -> dict:           # data (rows per split, classes, where the dev rows come from), inputs (checksums), environment
+    "What a result says about where it comes from"
+    target = target_spec(spec)
+    return {"data": about_data(target, materials(target).data), "inputs": spec.inputs(), "environment": environment()}
+
+# %% ../nbs/31_baseline.ipynb #562bf41c
+def introduce(
+    spec: RunSpec,   # a run
+) -> str:            # what its data were taken for, and what its model cannot read of it
+    "Say before time is spent what will be learnt"
+    target = target_spec(spec)
+    task, data, tokenizer = materials(target)
+    unknown = unknown_share(task, data["train"], tokenizer)
+    return understood(target, data) + (f"; {100*unknown:.0f} % of the tokens are unknown to {spec.model}" if unknown > .1 else "")
 
 # %% ../nbs/31_baseline.ipynb #32f192e8
 SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490, "wnli": 635, "squad": 88641}

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'run_one', 'run_command', 'sweep_command', 'costs', 'cost_text', 'gpu_workers',
-           'report', 'status_command', 'shown_table', 'summarised', 'results_command', 'ticket_folder', 'info',
-           'verify_command', 'agreement_command', 'report_command', 'annotate_command', 'device_check', 'folder_check',
-           'leftover_check', 'data_check', 'checks', 'doctor', 'main']
+           'text_table', 'tidied', 'what_is_read', 'run_one', 'run_command', 'sweep_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'shown_table', 'summarised', 'results_command', 'info',
+           'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
+           'report_command', 'annotate_command', 'device_check', 'folder_check', 'leftover_check', 'data_check',
+           'checks', 'doctor', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -24,8 +25,9 @@ import typer
 
 from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
+from .names import is_file
 from .spec import SPECS, RunSpec, make_spec, parse_value
-from .store import finished, results, run_folder, verify_run, write_table
+from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
 # %% ../nbs/62_cli.ipynb #918d8492
@@ -103,7 +105,7 @@ def text_table(
 # %% ../nbs/62_cli.ipynb #2615004f
 app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
-ticket_app = typer.Typer(help="Look at a ticket, check it.", no_args_is_help=True)
+ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
@@ -114,6 +116,15 @@ def tidied(
 ):
     "Delete what killed processes left where runs and stages lie"
     for folder in (runs_root(runs), runs_root(runs)/"stages"): sweep_up(folder)
+
+# %% ../nbs/62_cli.ipynb #56f9d103
+def what_is_read(
+    spec: RunSpec,   # a run
+) -> str:            # one line; empty where its data are no file of the user's own
+    "Say before training what a data file was taken for"
+    if not is_file(spec.task): return ""
+    from lottery_nb.tasks import understood
+    return understood(spec)
 
 # %% ../nbs/62_cli.ipynb #c742aa62
 @app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -134,6 +145,7 @@ def run_one(
     tidied(runs)
     result = None if force else finished(folder)
     if not (done := result is not None):
+        for said in (changed_inputs(spec, runs), what_is_read(spec)): typer.echo(said) if said else None
         typer.echo(f"running {spec.id}; notebook {folder/'run.ipynb'}, log {folder/'log.txt'}")
         with Worker(runs) as worker: result = worker.execute(spec, force, progress=sys.stderr.isatty())
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
@@ -216,8 +228,8 @@ def cost_text(
     lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
     lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most "
                  f"{found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known and not counted: their data is not here (give "
-                                      "max_steps or data_dir)")
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves "
+                                      "(early-bird), or their data is not here (give max_steps or data_dir)")
     lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
     if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on "
                                         "this machine); give --step-time SECONDS")
@@ -316,14 +328,6 @@ def results_command(
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
-# %% ../nbs/62_cli.ipynb #11239b01
-def ticket_folder(
-    path: Path,   # a ticket's folder or a run's
-) -> Path:        # the ticket's folder
-    "The ticket inside a run folder, or the folder itself"
-    if not path.exists(): raise BadInput(f"ticket folder {path} does not exist")
-    return path/"ticket" if (path/"ticket").is_dir() else path
-
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
 def info(
@@ -332,7 +336,7 @@ def info(
 ):
     "Print where a ticket comes from."
     from lottery_nb.tickets import Ticket
-    provenance = Ticket.load(ticket_folder(path)).provenance
+    provenance = Ticket.load(path).provenance
     typer.echo(json.dumps(provenance) if as_json else "\n".join(f"{k:<14} {v}" for k, v in provenance.items()))
 
 # %% ../nbs/62_cli.ipynb #54157339
@@ -343,8 +347,61 @@ def verify_command(
     "Check a ticket (and the run around it) against its checksums."
     from lottery_nb.tickets import Ticket
     if (path/"result.json").exists(): verify_run(path)
-    ticket = Ticket.load(ticket_folder(path))
+    ticket = Ticket.load(path)
     typer.echo(f"{path}: good; {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
+
+# %% ../nbs/62_cli.ipynb #cdf59b83
+@ticket_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="A ticket, or a mask file: .safetensors, .pt or .bin of torch.nn.utils.prune, BERT-Tickets or TAMT.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the ticket.")],
+    model: Annotated[str, typer.Option(help="The model it is for: Hub name, local folder, micro or micro-roberta.")] = "bert-base-uncased",
+    pool: Annotated[str, typer.Option(help="The weights it must speak about, such as encoder or encoder+pooler.")] = "encoder",
+):
+    "Make a ticket from a mask that you have."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import imported
+    if not file.exists(): raise BadInput(f"mask file {file} does not exist")
+    save_ticket(imported(file, base_of(model), pool, model=model), folder)
+
+# %% ../nbs/62_cli.ipynb #42541c13
+@ticket_app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="A ticket's folder, or a run's.")],
+    file: Annotated[Path, typer.Argument(help="The file to write, .safetensors.")],
+    format: Annotated[str, typer.Option(help="prune: entries NAME_mask, as torch.nn.utils.prune names them.")] = "prune",
+):
+    "Write a ticket's mask for other software."
+    from lottery_nb.tickets import Ticket, export_prune
+    one_of("format", format, ("prune",))
+    ticket = Ticket.load(folder)
+    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
+
+# %% ../nbs/62_cli.ipynb #56daae3b
+@ticket_app.command("combine")
+def combine_command(
+    operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
+    folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
+    sparsity: Annotated[Optional[float], typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
+    scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
+    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
+):
+    "Combine tickets that were found on the same weights."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import Ticket, combine, ticket_name
+    *parents, out = folders
+    named = [(ticket_name(path), Ticket.load(path)) for path in parents]
+    base = model or (named and named[0][1].provenance.get("model"))
+    save_ticket(combine(operation, named, base_of(base) if base and sparsity is not None else None, sparsity, scope), out)
+
+# %% ../nbs/62_cli.ipynb #54960b1f
+def save_ticket(
+    ticket: Any,      # a Ticket
+    folder: Path,     # a new folder
+):
+    "Write a ticket where nothing is, and say so"
+    if folder.exists(): raise BadInput(f"{folder} exists already; choose a new folder")
+    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity {ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")

@@ -334,8 +334,8 @@ def existing(
     path = Path(path)
     if not path.is_file(): raise BadInput(f"task {path} does not exist: expected the name of a task or a CSV, TSV, JSONL, JSON or Parquet file")
     one_of(f"{path}: ending of a data file", ending_of(path), READERS)
-    part = re.search(r"-\d+-of-0*([2-9]|\d{2,})\b", path.name)
-    if part: raise BadInput(f"{path} is one of {part[1]} files of a data set; join them into one")
+    part = re.search(r"-\d{1,6}-of-(\d{1,6})\b", path.name)
+    if part and int(part[1]) > 1: raise BadInput(f"{path} is one of {int(part[1])} files of a data set; join them into one")
     return path
 
 # %% ../nbs/02_datafiles.ipynb #7b68ce8d

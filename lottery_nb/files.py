@@ -302,8 +302,8 @@ def discard(
 ):
     "Delete a folder: it is gone at once, and what it held soon after; nothing happens where there is none"
     if not (folder := Path(folder)).exists(): return
+    for old in folder.parent.glob(f".{escape(folder.name)}.*.trash"): shutil.rmtree(old)
     trash = temporary(folder, "trash")
-    shutil.rmtree(trash, ignore_errors=True)
     os.replace(folder, trash)
     shutil.rmtree(trash)
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODES', 'binary', 'Gates', 'open_gates', 'Gating', 'gate', 'Importance', 'at_rest', 'example_scale', 'sensitivity',
-           'importance', 'min_max', 'normalised', 'NoHeads', 'NoMLP', 'cut_linear', 'PerHead', 'cut_heads', 'cut_mlp',
-           'cut_closed', 'smaller', 'save_smaller', 'load_smaller', 'flops', 'weight_share', 'latency', 'speed_table']
+           'importance', 'min_max', 'normalised', 'Gone', 'mark_gone', 'NoHeads', 'NoMLP', 'cut_linear', 'PerHead',
+           'cut_heads', 'cut_mlp', 'cut_closed', 'smaller', 'rebuilt', 'check_loadable', 'save_smaller', 'load_smaller',
+           'gates_of', 'flops', 'weight_share', 'latency', 'speed_table']
 
 # %% ../nbs/34_gates.ipynb #d17a19f1
 import copy
@@ -14,14 +15,14 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .files import BadInput, one_of, stage
+from .files import BadInput, one_of, stage, verify
 from .weights import Architecture, architecture, encoder_layers, part
 
 # %% ../nbs/34_gates.ipynb #fcacd1fe
@@ -67,6 +68,7 @@ class Gates:
     @classmethod
     def from_json(cls, value: dict) -> "Gates":
         "The gates that `to_json` wrote"
+        if not isinstance(value, dict) or not {"head_mask", "mlp_mask"} <= set(value): raise BadInput("gates must be an object of head_mask and mlp_mask")
         return cls(value["head_mask"], value["mlp_mask"])
 
 # %% ../nbs/34_gates.ipynb #2e3fc253
@@ -77,7 +79,7 @@ def open_gates(
     layers, size, families = encoder_layers(model), model.config.hidden_size, architecture(model).families
     for number, layer in enumerate(layers):
         matrices = {family: part(layer, path) for family, path in families.items()}
-        if None in matrices.values() or matrices["query"].out_features != size:
+        if not all(hasattr(matrix, "out_features") for matrix in matrices.values()) or matrices["query"].out_features != size:
             raise BadInput(f"gates need a whole model, but heads or the MLP of layer {number} have been removed")
     return Gates.full(len(layers), model.config.num_attention_heads)
 
@@ -207,6 +209,26 @@ def normalised(
     norm = np.linalg.norm(raw.heads, axis=1, keepdims=True)
     return Importance(min_max(raw.heads / np.where(norm == 0, 1, norm)), min_max(raw.mlps))
 
+# %% ../nbs/34_gates.ipynb #b2bea6f6
+class Gone(nn.Module):
+    "Marks where a matrix was: an empty one that no whole model can load"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0))
+
+# %% ../nbs/34_gates.ipynb #eb1263a5
+def mark_gone(
+    layer: nn.Module,   # one Transformer layer, changed in place
+    path: str,          # of a matrix that was taken out of it
+):
+    "Put a mark where a matrix was"
+    *parents, last = path.split(".")
+    for name in parents:
+        if part(layer, name) is None: layer.add_module(name, nn.Module())
+        layer = layer.get_submodule(name)
+    layer.add_module(last, Gone())
+
 # %% ../nbs/34_gates.ipynb #c9b96c74
 class NoHeads(nn.Module):
     "What is left of a self-attention without heads: LayerNorm(x + bias), or the bias alone where the layer itself closes its blocks"
@@ -243,7 +265,7 @@ def cut_linear(
     "Keep some rows or columns of a linear layer, in its own precision"
     linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, keep), linear.weight.requires_grad)
     linear.out_features, linear.in_features = linear.weight.shape
-    if dim == 0: linear.bias = nn.Parameter(linear.bias.detach()[keep], linear.bias.requires_grad)
+    if dim == 0 and linear.bias is not None: linear.bias = nn.Parameter(linear.bias.detach()[keep], linear.bias.requires_grad)
 
 # %% ../nbs/34_gates.ipynb #88585536
 class PerHead:
@@ -269,7 +291,8 @@ def cut_heads(
     attention, output = layer.get_submodule(row.attention), layer.get_submodule(row.families["attention_output"])
     if not open.any():
         gone = NoHeads(output.bias if keep_bias else None, layer.get_submodule(row.closing) if row.closing else None)
-        return layer.set_submodule(row.attention.split(".")[0], gone)
+        layer.set_submodule(row.attention.split(".")[0], gone)
+        return mark_gone(layer, row.families["attention_output"])
     query, key, value = (layer.get_submodule(row.families[family]) for family in ("query", "key", "value"))
     keep = torch.arange(query.out_features).view(len(open), -1)[torch.tensor(open)].flatten().to(query.weight.device)
     for linear in (query, key, value): cut_linear(linear, keep, 0)
@@ -286,6 +309,7 @@ def cut_mlp(
     *before, last = row.mlp
     for path in before: layer.set_submodule(path, nn.Identity())
     layer.set_submodule(last, NoMLP(layer.get_submodule(last) if row.closing else None))
+    mark_gone(layer, row.families["output"])
 
 # %% ../nbs/34_gates.ipynb #dfdd87dd
 def cut_closed(
@@ -311,6 +335,32 @@ def smaller(
     "A copy without the closed heads and MLPs: heads, whole attentions, whole MLPs (Prasanna et al. 2020, section 4.2)"
     return cut_closed(copy.deepcopy(model), gates, keep_bias)
 
+# %% ../nbs/34_gates.ipynb #c242f0c0
+def rebuilt(
+    config: Any,          # of a cut model: a class of transformers in `architectures`, `gates`, `dtype`
+    device: str = "cpu",  # meta: shapes only
+) -> nn.Module:           # a cut model whose weights are still to be loaded
+    "A cut model from its configuration"
+    import transformers
+    name = str((config.architectures or ["nothing"])[0])
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): raise BadInput(f"a cut model must be of a class of transformers, got {name}")
+    if not hasattr(config, "gates"): raise BadInput("the configuration of a cut model must have gates, got none; was it written by `save_smaller`?")
+    with torch.device(device): whole = kind(config)
+    return cut_closed(whole, Gates.from_json(config.gates), config.gates["keep_bias"]).to(getattr(torch, str(config.dtype).removeprefix("torch.")))
+
+# %% ../nbs/34_gates.ipynb #976f5d62
+def check_loadable(
+    model: nn.Module,   # that is to be saved
+    config: Any,        # its configuration
+):
+    "`BadInput` where `load_smaller` would not give this model back"
+    here, there = ({name: tuple(values.shape) for name, values in net.state_dict().items()} for net in (model, rebuilt(config, "meta")))
+    other = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if other: raise BadInput(f"this {type(model).__name__} cannot be loaded again: {other[0]} is {here.get(other[0], 'missing')} in it, {there.get(other[0], 'missing')} in the model that its configuration describes")
+    types = {str(weight.dtype) for weight in model.parameters()}
+    if len(types) > 1: raise BadInput(f"a cut model is saved in one type, this one has {' and '.join(sorted(types))}; use model.to(dtype) first")
+
 # %% ../nbs/34_gates.ipynb #652822a6
 def save_smaller(
     model: nn.Module,      # from `smaller`, retrained or not
@@ -322,6 +372,7 @@ def save_smaller(
     if Path(folder).exists(): raise BadInput(f"{folder} exists already; choose a new folder")
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
+    check_loadable(model, config)
 
     def write(partial: Path):
         config.save_pretrained(partial)
@@ -332,15 +383,31 @@ def save_smaller(
 def load_smaller(
     folder: str | Path,    # written by `save_smaller`
 ) -> nn.Module:            # the cut model, in evaluation mode, same class and precision
-    "Load a cut model"
-    import transformers
+    "Load a cut model; a damaged folder is `BadInput`"
     from safetensors.torch import load_model
-    if not (Path(folder)/"smaller.safetensors").is_file(): raise BadInput(f"{folder} holds no smaller.safetensors; was it written by `save_smaller`?")
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = getattr(transformers, config.architectures[0])(config)
-    cut_closed(model, Gates.from_json(config.gates), config.gates["keep_bias"]).to(config.dtype)
-    load_model(model, str(Path(folder)/"smaller.safetensors"))
+    from transformers import AutoConfig
+    folder = Path(folder)
+    if not (folder/"smaller.safetensors").is_file(): raise BadInput(f"{folder} holds no smaller.safetensors; was it written by `save_smaller`?")
+    if (folder/"checksums.json").is_file(): verify(folder)
+    try:
+        model = rebuilt(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        lost, unknown = load_model(model, str(folder/"smaller.safetensors"), strict=False)
+    except Exception as error: raise BadInput(f"{folder} cannot be loaded as a cut model: {' '.join(str(error).split())[:200]}") from None
+    lost = [name for name in lost if model.state_dict()[name].numel()]     # 0.1 did not mark what was gone
+    if lost or unknown: raise BadInput(f"{folder} cannot be loaded as a cut model: {[*lost, *unknown][0]} is {'missing' if lost else 'unknown'}")
     return model.eval()
+
+# %% ../nbs/34_gates.ipynb #0b9393fc
+def gates_of(
+    model: nn.Module,    # whole or cut model
+) -> Gates:              # all open in a whole one
+    "What is open in a model; `BadInput` where its configuration tells of another cut than was made"
+    if not hasattr(model.config, "gates"): return open_gates(model)
+    gates, size = Gates.from_json(model.config.gates), model.config.hidden_size // model.config.num_attention_heads
+    for number, (layer, heads, mlp) in enumerate(zip(encoder_layers(model), *gates)):
+        query, output = (part(layer, architecture(model).families[family]) for family in ("query", "output"))
+        if getattr(query, "out_features", 0) != heads.sum() * size or mlp != hasattr(output, "out_features"): raise BadInput(f"the configuration says that {heads.sum()} heads and {int(mlp)} MLP are left in layer {number}, the model differs")
+    return gates
 
 # %% ../nbs/34_gates.ipynb #baf0943b
 def flops(
@@ -349,7 +416,7 @@ def flops(
 ) -> int:                # floating-point operations of the encoder for one example
     "Operations of one forward pass of the encoder"
     config = model.config
-    gates = Gates.from_json(config.gates) if hasattr(config, "gates") else open_gates(model)
+    gates = gates_of(model)
     size = config.hidden_size // config.num_attention_heads
     head = 8 * tokens * config.hidden_size * size + 4 * tokens ** 2 * size
     return int(gates.heads.sum()) * head + int(gates.mlps.sum()) * 4 * tokens * config.hidden_size * getattr(config, architecture(model).mlp_size)

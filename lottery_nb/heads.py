@@ -18,17 +18,17 @@ from scipy.stats import permutation_test
 from torch import nn
 
 from .attention import read_texts
-from .baseline import target_spec, theta0
+from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
-from .models import load_tokenizer
+from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
 from .store import stage_folder
 from .structured import fine_tuned
 from .tasks import load_data, task_of
-from .tickets import Ticket
+from .tickets import Ticket, check_architecture, check_weights
 from .weights import tensor_digest
 
 # %% ../nbs/43_heads.ipynb #1630cd35
@@ -147,12 +147,14 @@ def surviving_heads(
 ) -> np.ndarray | None:               # bool, layer × head; None where the spec names no ticket
     "The heads that a structured run kept"
     if not spec.ticket: return None
-    folder = Path(spec.ticket) if Path(spec.ticket).exists() else runs_root(root)/spec.ticket
-    ticket = Ticket.load(folder/"ticket" if (folder/"ticket").is_dir() else folder)
+    ticket = Ticket.load(spec.ticket if Path(spec.ticket).exists() else runs_root(root)/spec.ticket)
     if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
     heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
     if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has "
                                             f"{there[0]} × {there[1]}")
+    model = base_of(spec.model)
+    check_architecture(ticket, model)
+    check_weights(ticket, model)
     return heads
 
 # %% ../nbs/43_heads.ipynb #51f9ae38
@@ -178,7 +180,7 @@ def attention_result(
         found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], surviving, seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
-    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | flat
+    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | record(spec) | flat
 
 # %% ../nbs/43_heads.ipynb #93d2de32
 def clearest(

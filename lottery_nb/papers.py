@@ -45,7 +45,7 @@ from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, b
 # %% ../nbs/54_papers.ipynb #b47947fd
 GRIDS = {   # page → a grid that makes its runs
     "chen_2020": "chen_2020_micro", "liu_2022": "liu_2022_micro", "prasanna_2020": "prasanna_2020_micro",
-    "attention": "micro_attention",
+    "attention": "micro_attention", "criteria": "criteria_micro",
 }
 
 # %% ../nbs/54_papers.ipynb #50c85ccd

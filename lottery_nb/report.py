@@ -105,18 +105,18 @@ def conclusions(
     return [line for section in sections for line in section.said]
 
 # %% ../nbs/53_report.ipynb #db4e4e10
-REPORTS = (*PAPERS, "attention")   # pages
+REPORTS = (*PAPERS, "attention", "criteria")   # pages
 
 # %% ../nbs/53_report.ipynb #5bbd6124
 def report_path(
-    page: str,   # chen_2020, liu_2022, prasanna_2020 or attention
+    page: str,   # one of REPORTS
 ) -> Path:       # its notebook, as shipped with the package
     "The notebook of a report"
     return Path(str(files("lottery_nb.reports")/f"{one_of('report', page, REPORTS)}.ipynb"))
 
 # %% ../nbs/53_report.ipynb #db91f9aa
 def render(
-    page: str,                   # chen_2020, liu_2022, prasanna_2020 or attention
+    page: str,                   # one of REPORTS
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`
     out: str | Path,             # the page to write, .html
     second: str | Path = "",     # further runs, such as those of a larger model, shown beside

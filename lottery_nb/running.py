@@ -14,7 +14,7 @@ from .heads import attention_result, named_heads, surviving_heads
 from .methods import find_ticket, result_of, retrain
 from .mpruning import compared_masks, mask_ticket, masks_result
 from .spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec
-from .store import finish, open_run, read_result, run_folder
+from .store import finish, finished, open_run, run_folder
 from .structured import compared_gates, gates_result, gates_ticket
 from .tamt import pretraining_losses
 
@@ -72,5 +72,5 @@ def run(
     "From a spec to its result; a finished run is read, an unfinished one goes on"
     folder = run_folder(spec, root)
     with locked(folder):
-        if (result := read_result(folder)) is not None: return result
-        return finish(open_run(spec, root), **RUNS[spec.template](spec, folder, runs_root(root)))
+        if (result := finished(folder)) is not None: return result
+        return finish(open_run(spec, root), made_by="library", **RUNS[spec.template](spec, folder, runs_root(root)))

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'kept_count', 'Ranked', 'bracket', 'sample_between', 'count_above', 'kth_of', 'Look', 'keep_at',
-           'keep_highest', 'topk_mask', 'check_schedule', 'absolute', 'remaining']
+           'keep_highest', 'erk_counts', 'shares', 'check_rows', 'group_count', 'group_levels', 'keep_groups',
+           'topk_mask', 'check_schedule', 'absolute', 'remaining']
 
 # %% ../nbs/13_select.ipynb #31e5cd80
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import reduce
 from math import inf, prod, sqrt
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .files import BadInput, one_of
+from .files import BadInput
 from .masks import Mask
+from .spec import check_scope, pattern_of
 
 # %% ../nbs/13_select.ipynb #d1fb4e71
 def kept_count(
@@ -192,19 +194,99 @@ def keep_highest(
             if k <= above: return keep_at(ranked, names, k, a)
             high = a
 
+# %% ../nbs/13_select.ipynb #c4c19459
+def erk_counts(
+    shapes: Mapping[str, tuple[int, ...]],   # name → shape
+    keep: int,                               # k: entries to keep in all
+) -> dict[str, int]:                         # name → entries to keep, in the order of the shapes; they sum to k
+    "Counts proportional to the sum of a member's sides, at most all of it (ERK; Evci et al. 2020, section 3)"
+    size, sides = ({name: reduction(shape) for name, shape in shapes.items()} for reduction in (prod, sum))
+    counts, left = {}, keep
+    while True:
+        open = [name for name in shapes if name not in counts]
+        total = sum(sides[name] for name in open)
+        full = {name: size[name] for name in open if left * sides[name] > size[name] * total}
+        if not full: break
+        counts |= full
+        left -= sum(full.values())
+    counts |= {name: left * sides[name] // total for name in open}
+    for _ in range(keep - sum(counts.values())):
+        counts[max((name for name in shapes if counts[name] < size[name]), key=lambda name: Fraction(sides[name], counts[name] + 1))] += 1
+    return {name: counts[name] for name in shapes}
+
+# %% ../nbs/13_select.ipynb #dfb2f286
+def shares(
+    shapes: Mapping[str, tuple[int, ...]],   # name → shape
+    sparsity: float,                         # share to prune, 0 ≤ s < 1
+    scope: str,                              # global, matrix or erk
+) -> list[tuple[list[str], int]]:            # members ranked together, and how many of their entries stay
+    "Who competes with whom, and for how many places"
+    size = {name: prod(shape) for name, shape in shapes.items()}
+    if scope == "global": return [(list(size), kept_count(sum(size.values()), sparsity))]
+    if scope == "matrix": return [([name], kept_count(n, sparsity)) for name, n in size.items()]
+    return [([name], count) for name, count in erk_counts(shapes, kept_count(sum(size.values()), sparsity)).items()]
+
+# %% ../nbs/13_select.ipynb #6ed65548
+def check_rows(
+    shapes: Mapping[str, tuple[int, ...]],   # name → shape
+    scope: str,                              # global, matrix, erk or N:M
+):
+    "Refuse a pattern that does not divide a row; worth asking before anything is trained"
+    size = (pattern_of(check_scope(scope)) or (1, 1))[1]
+    for name, shape in shapes.items():
+        if shape[-1] % size: raise BadInput(f"scope {scope} needs rows that {size} divides, but those of {name} have {shape[-1]} weights")
+
+# %% ../nbs/13_select.ipynb #e8fe4c60
+def group_count(
+    pattern: tuple[int, int],   # N and M
+    sparsity: float,            # share to prune, at most that of the pattern
+) -> int:                       # weights that stay in each group of M: N at the pattern's own sparsity
+    "How many weights of a group stay"
+    keep, size = pattern
+    count = kept_count(size, sparsity)
+    if count < keep: raise BadInput(f"scope {keep}:{size} keeps {keep} of every {size} weights, so sparsity can be at most {1 - keep/size:.4g}, got {sparsity}")
+    return count
+
+# %% ../nbs/13_select.ipynb #cf5aa127
+def group_levels(
+    levels: Iterable[float],   # rising sparsities of a chain of prunings
+    scope: str,                # global, matrix, erk or N:M
+) -> list[float]:              # the same; for a pattern only those at which its groups lose a weight, as 1 - k/M
+    "The rounds that iterative pruning needs"
+    if not (pattern := pattern_of(scope)): return list(levels)
+    counts = sorted({group_count(pattern, level) for level in levels} - {pattern[1]}, reverse=True)
+    return [float(1 - Fraction(count, pattern[1])) for count in counts]
+
+# %% ../nbs/13_select.ipynb #668de02e
+def keep_groups(
+    scores: Tensor,                # any shape, whose last axis `size` divides
+    keep: int,                     # how many of each group stay
+    size: int,                     # M: consecutive entries of a group
+    alive: Tensor | None = None,   # bool, shape of the scores: only these take part; None = all
+) -> Tensor:                       # bool, shape of the scores; exactly `keep` True in each group
+    "Keep the highest scores of every group; among equals, those that come first"
+    order = scores.reshape(-1, size).argsort(dim=1, descending=True, stable=True)
+    if alive is not None: order = order.gather(1, (~alive.reshape(-1, size)).gather(1, order).byte().argsort(dim=1, stable=True))   # the living first
+    kept = torch.zeros(order.shape, dtype=torch.bool, device=scores.device).scatter_(1, order[:, :keep], True).view(scores.shape)
+    if alive is not None and not alive[kept].all(): raise BadInput(f"{keep} of every {size} entries cannot stay: within keeps fewer in some group")
+    return kept
+
 # %% ../nbs/13_select.ipynb #5c07e7f3
 def topk_mask(
     scores: Mapping[str, Tensor],   # name → importance of each weight, any shape and real type; lazy ones are read a few times
     sparsity: float,                # share to prune, 0 ≤ s < 1, counted over all entries
-    scope: str = "global",          # rank all members together (`global`) or each by itself (`matrix`)
+    scope: str = "global",          # who competes: all members (`global`), each by itself (`matrix`, `erk`), or every M weights of a row (`N:M`)
     within: Mask | None = None,     # prune only inside this mask; None = all entries take part
-) -> Mask:                          # exactly round((1 - s) · n) kept, of all entries or of each member
+) -> Mask:                          # exactly round((1 - s) · n) kept, of all entries, of each member or of each group
     "Keep the highest scores; among equals, those that come first (Chen et al. 2020, section 3; Liu et al. 2022, section 4 for `matrix`)"
-    one_of("scope", scope, ("global", "matrix"))
-    ranked, kept = Ranked(scores, within), {}
-    for names in [list(scores)] if scope == "global" else [[name] for name in scores]:
-        k = kept_count(sum(ranked.sizes[name] for name in names), sparsity)
-        if k > ranked.available(names): raise BadInput(f"sparsity {sparsity} would keep {k} entries of {names[0]}{' and others' * (len(names) > 1)}, but within keeps only {ranked.available(names)}")
+    pattern, ranked, kept = pattern_of(check_scope(scope)), Ranked(scores, within), {}
+    check_rows(ranked.shapes, scope)
+    if pattern:
+        count, alive = group_count(pattern, sparsity), within or dict.fromkeys(scores)
+        return Mask({name: keep_groups(ranked.read(name).view(shape), count, pattern[1], alive[name]) for name, shape in ranked.shapes.items()})
+    for names, k in shares(ranked.shapes, sparsity, scope):
+        if k > (there := ranked.available(names)):
+            raise BadInput(f"sparsity {sparsity} would keep {k} entries of {names[0]}{' and others' * (len(names) > 1)}, but within keeps only {there}")
         kept |= keep_highest(ranked, names, k)
     return Mask(kept)
 

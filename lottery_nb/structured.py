@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import Piece, beside_guess, dense, dense_piece, length_of, materials, target_spec, theta0, train_into
+from .baseline import Piece, beside_guess, dense, dense_piece, length_of, materials, record, target_spec, theta0, train_into
 from .files import atomic, one_of, read_json, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
 from .models import start_weights
@@ -201,8 +201,8 @@ def comparison(
     full, good = read_json(dense(spec, root)/"scores.json"), read_json(folders["good"]/"scores.json")
     flat = {f"{kind}_{name}": float(value) for kind, row in table.iterrows() for name, value in row.items()}
     return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template],
-            "metric": metric, "score": good[metric],
-            "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good, "full_scores": full} | beside_guess(spec, full[metric]) | flat
+            "metric": metric, "score": good[metric], "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good,
+            "full_scores": full} | beside_guess(spec, full[metric]) | record(spec) | flat
 
 # %% ../nbs/36_structured.ipynb #48dfdc61
 def gates_result(

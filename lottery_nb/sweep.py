@@ -31,6 +31,7 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from pathlib import Path
 from typing import Any, Iterator
 
+import lottery_nb
 from .files import BadInput, Busy, atomic, discard, disk_full, is_locked, locked, one_of, read_json, runs_root, sweep_up, tidy
 from .spec import SPECS, RunSpec
 from .store import NOTEBOOK, finished, notebook_times, open_run, run_folder
@@ -70,7 +71,7 @@ class Worker:
         device: str | None = None,        # CUDA_VISIBLE_DEVICES of the kernel; None = as the environment says
     ):
         self.root, self.threads, self.device, self.kernel = runs_root(root), threads, device, None
-        self.busy, self.stopped, self.stopper = False, False, None
+        self.busy, self.stopped, self.closing = False, False, threading.RLock()
         sweep_up(self.root, below=True)
 
     def __enter__(self): return self
@@ -80,11 +81,11 @@ class Worker:
     def close(self):
         "Shut the kernel down"
         from jupyter_core.utils import run_sync
-        if self.stopper and self.stopper is not threading.current_thread(): self.stopper.join()
-        kernel, self.kernel = self.kernel, None
-        if not kernel: return
-        run_sync(kernel.shutdown_kernel)(now=True)
-        shutil.rmtree(Path(kernel.connection_file).parent, ignore_errors=True)
+        with self.closing:
+            if not self.kernel: return
+            run_sync(self.kernel.shutdown_kernel)(now=True)
+            shutil.rmtree(Path(self.kernel.connection_file).parent, ignore_errors=True)
+            self.kernel = None
 
     def stop(
         self,
@@ -102,9 +103,7 @@ class Worker:
 
     def stop_soon(self, *_):
         "Begin to stop; what a signal calls"
-        if self.stopper: return
-        self.stopper = threading.Thread(target=self.stop, daemon=True)
-        self.stopper.start()
+        if not self.stopped: threading.Thread(target=self.stop, daemon=True).start()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -166,7 +165,7 @@ class Worker:
 # %% ../nbs/61_sweep.ipynb #5d77514f
 def import_path() -> list[str]:   # folders, as in `sys.path`
     "Where a run's Python looks for modules: where this one does, without the current folder unless it was asked for; and always this copy of the library"
-    here, home = os.getcwd(), str(Path(__file__).absolute().parent.parent)
+    here, home = os.getcwd(), str(Path(lottery_nb.__file__).absolute().parent.parent)
     asked = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     first = [part for part in sys.path[:1] if part != here or here in asked]
     path = [os.path.abspath(part) for part in first + sys.path[1:] if part]

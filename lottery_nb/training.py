@@ -33,10 +33,10 @@ from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPaddi
 
 from .files import BadInput, atomic, read_json, seal, verify, write_json
 from .masks import Mask, hold
-from .models import check_length, quiet
+from .models import check_length, part_of, quiet
 from .spec import RunSpec
 from .tasks import Task, decode, encode_splits, mlm_outcomes, references, score
-from .weights import architecture
+from .weights import architecture, own_parameters
 
 # %% ../nbs/24_training.ipynb #e3c6df78
 def steps(
@@ -131,7 +131,7 @@ def save_weights(
     path: str | Path,  # a safetensors file to write
 ) -> Path:             # the file
     "Write a model's weights, tied ones once; equal weights give equal bytes"
-    with atomic(path) as temp: save_file({name: weights.detach().contiguous() for name, weights in net.named_parameters()}, temp)
+    with atomic(path) as temp: save_file({name: weights.detach().contiguous() for name, weights in own_parameters(net).items()}, temp)
     return Path(path)
 
 # %% ../nbs/24_training.ipynb #d3351bfe
@@ -143,10 +143,11 @@ def load_weights(
     "Put weights back; a file that is missing, damaged or of another model is `BadInput`"
     try: saved = load_file(path)
     except (OSError, SafetensorError) as error: raise BadInput(f"{path} cannot be read: {error}") from None
-    own = dict(net.named_parameters())
-    if not head: own = {name: weights for name, weights in own.items() if name.startswith(f"{net.base_model_prefix}.") and name in saved}
-    shapes = lambda some: {name: weights.shape for name, weights in some.items() if head or name in own}
-    if not own or shapes(saved) != shapes(own): raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
+    own = own_parameters(net)
+    if not head:
+        trunk = lambda some, other: {n: w for n, w in some.items() if n.startswith(f"{net.base_model_prefix}.") and (n in other or part_of(net, n) != "pooler")}
+        own, saved = trunk(own, saved), trunk(saved, own)
+    if {name: w.shape for name, w in saved.items()} != {name: w.shape for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
     for name, weights in own.items(): weights.data.copy_(saved[name])
     return net
 
@@ -360,6 +361,7 @@ def finetune(
     lr_total: int | None = None,         # length of that line; None = lr_offset + length
     snapshot_at: int | None = None,      # keep the weights after so many steps (θ_i)
     order: int = 0,                      # another data order, dropout and MLM masks: the number of the IMP round
+    watch: TrainerCallback | None = None,   # looks at the model after each step, and may end the training
     every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
 ) -> Training:                           # history and snapshot
     "𝒜_t(f(x; m⊙θ, γ)) of Chen et al. 2020, section 3.1; resumes from its folder to the same bytes"
@@ -370,7 +372,7 @@ def finetune(
     folder = Path(folder)
     trainer = Finetuner(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Keeper(folder, every, snapshot_at)], masker=tokenizer if task.kind == "mlm" else None,
+        callbacks=[Keeper(folder, every, snapshot_at)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
         line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
     with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), trainer.state.global_step, folder/"snapshot.safetensors" if snapshot_at else None)

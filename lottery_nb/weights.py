@@ -49,6 +49,7 @@ class Architecture(NamedTuple):
     dropout: tuple[str, ...]    # fields of the configuration: dropout of hidden states, attention and heads
     segments: bool              # whether it was trained with token types
     unused: int | None          # first rows of the table of positions that no token uses; None = up to the padding token's
+    on_demand: bool = False     # whether `attention` gives its maps only where the model is asked for them
     per_head: int | None = None   # argument of `attention` with a value per head (by its position); None = there is none
 
 # %% ../nbs/10_weights.ipynb #821ce156
@@ -79,7 +80,7 @@ DISTILBERT = Architecture(
     dropout=("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"), segments=False, unused=0)
 MPNET = ROBERTA._replace(
     base="mpnet", families=BERT_FAMILIES | {name: f"attention.attn.{name[0]}" for name in ("query", "key", "value")} | dict(attention_output="attention.attn.o"),
-    attention="attention.attn", closing="attention", tokenwise="attention.LayerNorm", unused=2, per_head=2)
+    attention="attention.attn", closing="attention", tokenwise="attention.LayerNorm", unused=2, on_demand=True, per_head=2)
 ARCHITECTURES = {
     "bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA,
     "electra": ELECTRA, "distilbert": DISTILBERT, "mpnet": MPNET,
@@ -119,7 +120,7 @@ def mlm_head(
 ) -> nn.Module:        # from hidden states to logits; it shares the model's modules
     "The head that predicts words; a model without one is `BadInput`"
     names = architecture(model).mlm
-    modules = [(name, part(model, name)) for name in names]
+    modules = [(name, part(unwrapped(model), name)) for name in names]
     if not names or None in dict(modules).values(): raise BadInput(f"masked language modelling needs a head that predicts words, {type(model).__name__} has none")
     return modules[0][1] if len(modules) == 1 else nn.Sequential(OrderedDict(modules))
 
@@ -156,8 +157,11 @@ def resolve(
 def own_parameters(
     model: nn.Module,          # a model
 ) -> dict[str, Parameter]:     # name → parameter, without the parts of a name that torch.compile and checkpointing put in
-    "The parameters of a model under the names that its class gives them"
-    return {re.sub(r"(_orig_mod|_checkpoint_wrapped_module)\.", "", name): weight for name, weight in unwrapped(model).named_parameters()}
+    "Each parameter of a model once, under the name that its class gives it; a tied one under its name in the base model, whatever its head is"
+    prefix, names = f"{getattr(model, 'base_model_prefix', '')}.", {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight not in names or name.startswith(prefix) > names[weight].startswith(prefix): names[weight] = re.sub(r"(_orig_mod|_checkpoint_wrapped_module)\.", "", name)
+    return {name: weight for weight, name in names.items()}
 
 # %% ../nbs/10_weights.ipynb #d62726b4
 def members(
@@ -179,9 +183,9 @@ def members(
 def prunable(
     model: nn.Module,        # a model of the table, of any size, with or without a head
     pool: str = "encoder",   # which weights: one of `POOLS`
-) -> dict[str, Parameter]:   # name as in `model.named_parameters()` → parameter, in reading order
+) -> dict[str, Parameter]:   # its name in the model → parameter, in reading order
     "The weights of a pool that this model has (Chen et al. 2020, section 3; Liu et al. 2022, section 4; Prasanna et al. 2020, section 3.1)"
-    have, names = own_parameters(model), members(model, pool)
+    have, names = own_parameters(unwrapped(model)), members(model, pool)
     lost = [name for name in names if name not in have and (base_name(name) != POOLER or name.replace("weight", "bias") in have)]
     if lost:
         raise BadInput(f"{len(lost)} weights of the pool are not the model's own, among them {lost[0]}: "

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, RobertaConfig, RobertaModel
 
-from lottery_nb.attention import attention_maps, crop, eager, read_texts, token_limit, token_roles, tokenize, value_norms
+from lottery_nb.attention import attention_maps, crop, eager, read_texts, token_roles, tokenize, value_norms
 from lottery_nb.files import BadInput
+from lottery_nb.weights import longest_input
 
 SMALL = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32, max_position_embeddings=40, initializer_range=.5)
 
@@ -80,8 +81,8 @@ def test_rows_are_the_released_slices():
     with torch.no_grad():
         values = attention.self.value(x).unflatten(-1, (4, 6))
         released = torch.stack([(values[:, :, h] @ attention.output.dense.weight[6 * h:6 * h + 6]).norm(dim=-1) for h in range(4)], 1)
-        torch.testing.assert_close(value_norms(attention, x, "rows"), released)
-        assert not torch.allclose(value_norms(attention, x), released, rtol=.01)
+        torch.testing.assert_close(value_norms(attention.self.value, attention.output.dense, 6, x, "rows"), released)
+        assert not torch.allclose(value_norms(attention.self.value, attention.output.dense, 6, x), released, rtol=.01)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -159,7 +160,7 @@ def test_roles_of_roberta_pairs():
 
 
 def test_limits():
-    assert token_limit(bert()) == 40 and token_limit(roberta()) == 38
+    assert longest_input(bert().config) == 40 and longest_input(roberta().config) == 38
     attention_maps(roberta(), dict(input_ids=torch.randint(3, 50, (1, 38))))
     with pytest.raises(BadInput, match="39 tokens"): attention_maps(roberta(), dict(input_ids=torch.randint(3, 50, (1, 39))))
 

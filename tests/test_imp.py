@@ -9,9 +9,11 @@ import lottery_nb.baseline as baseline_module
 import lottery_nb.imp as imp_module
 import lottery_nb.methods as methods_module
 from lottery_nb.baseline import SNAPSHOT, dense, target_spec, theta0
-from lottery_nb.files import BadInput
-from lottery_nb.imp import Chain, levels
+from lottery_nb.files import BadInput, read_json
+from lottery_nb.imp import Chain, chain_of, levels
 from lottery_nb.methods import find_ticket, retrain, starting_point
+from lottery_nb.scores import magnitude
+from lottery_nb.select import topk_mask
 from lottery_nb.spec import TicketSpec
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
@@ -138,6 +140,28 @@ def test_remaining_schedule_prunes_a_share_of_what_lives(make, tmp_path):
     assert levels(spec) == pytest.approx([.1, .19, .25])
 
 
+@pytest.mark.parametrize("scope, sparsity, counts", [("2:4", .5, [3, 2]), ("1:2", .5, [1]), ("4:16", .75, [14, 13, 11, 10, 8, 6, 5, 4])])
+def test_a_pattern_is_exact_in_every_group_of_every_round(make, rounds, scope, sparsity, counts, tmp_path):
+    "Only rounds that take a weight from each group, each mask inside the one before"
+    spec = make(scope=scope, sparsity=sparsity)
+    ticket, chain, size = find_ticket(spec, tmp_path), Chain(spec, tmp_path), int(scope.split(":")[1])
+    masks = [Ticket.load(chain.level(number)/"ticket").mask for number in range(1, len(chain.levels) + 1)]
+    assert [{int(n) for kept in mask.values() for n in kept.reshape(-1, size).sum(1)} for mask in masks] == [{count} for count in counts]
+    assert all(later.nested_in(mask) for mask, later in zip(masks, masks[1:])) and ticket.mask == masks[-1] and len(rounds) == len(counts)
+
+
+def test_erk_rounds_nest_and_keep_the_total(make, tmp_path):
+    spec = make(scope="erk", sparsity=.4)
+    ticket, chain = find_ticket(spec, tmp_path), Chain(spec, tmp_path)
+    before = Ticket.load(chain.level(3)/"ticket").mask
+    assert ticket.mask.nested_in(before) and ticket.mask.kept == round(.6 * ticket.mask.total)
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_training(make, rounds, tmp_path):
+    with pytest.raises(BadInput, match="scope 1:5 needs rows that 5 divides, but those of"): find_ticket(make(scope="1:5", sparsity=.8), tmp_path)
+    assert not rounds
+
+
 def test_standard_pruning_goes_on_from_the_trained_weights(make, rounds, tmp_path):
     spec = make(method="standard")
     ticket = find_ticket(spec, tmp_path)
@@ -228,3 +252,43 @@ def test_another_theta0_is_refused_before_training(make, tmp_path):
     foreign = Ticket(ticket.mask, ticket.provenance | {"fingerprint": "0"*64})
     with pytest.raises(BadInput, match="was found for other weights"): retrain(spec, foreign, tmp_path/"run", tmp_path)
     assert not (tmp_path/"run"/"retrained").exists()
+
+
+# early-bird tickets
+
+
+def test_an_early_round_ends_where_a_twin_says(make, tmp_path):
+    "Brute force: the masks of every look, from trainings that stop there"
+    spec = make(method="early-bird", round_steps=40, early_distance=.03, early_window=3, sparsity=.1)
+    level = chain_of(spec, tmp_path).level(1)
+    taken, looks = read_json(level/"steps.json")["steps"], []
+    for step in range(2, 41, 2):
+        model = theta0(target_spec(spec))
+        (tmp_path/f"twin-{step}").mkdir()
+        baseline_module.train_into(tmp_path/f"twin-{step}", model, target_spec(spec), judge=False, length=step, lr_total=40)
+        looks.append(topk_mask(magnitude(prunable(model)), .1))
+        apart = [float(sum((a[n] ^ b[n]).sum() for n in a))/a.total for a, b in zip(looks[-4:-1], looks[-3:])]
+        if len(looks) > 3 and max(apart) < .03: break
+    assert taken == step and looks[-1] == Ticket.load(level/"ticket").mask
+
+
+def test_an_early_round_that_is_killed_ends_at_the_same_step(make, tmp_path, monkeypatch):
+    spec = make(method="early-bird", round_steps=40, early_distance=.03, early_window=3, sparsity=.1)
+    whole = chain_of(spec, tmp_path/"whole").level(1)
+    monkeypatch.setattr("lottery_nb.training.CHECKPOINT_SECONDS", 0)
+    original, calls = imp_module.StandingStill.on_step_end, []
+
+    def mortal(self, args, state, control, **rest):
+        calls.append(state.global_step)
+        if len(calls) == 7: raise KeyboardInterrupt
+        original(self, args, state, control, **rest)
+
+    monkeypatch.setattr(imp_module.StandingStill, "on_step_end", mortal)
+    with pytest.raises(KeyboardInterrupt): chain_of(spec, tmp_path/"torn").level(1)
+    torn = chain_of(spec, tmp_path/"torn").level(1)
+    assert {p.name: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == {p.name: p.read_bytes() for p in torn.rglob("*") if p.is_file()}
+
+
+def test_rounds_that_never_stand_still_are_those_of_imp(make, tmp_path):
+    early, usual = (make(method=method, round_steps=6, sparsity=.2) for method in ("early-bird", "imp"))
+    assert find_ticket(replace(early, early_distance=1e-9), tmp_path).mask == find_ticket(usual, tmp_path).mask

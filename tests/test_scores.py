@@ -1,11 +1,14 @@
 "Scores against closed forms, finite differences and a held model."
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
-from lottery_nb.scores import SCORES, first_order, magnitude, random
+from lottery_nb.scores import SCORES, Scores, batch_losses, collect, first_order, fisher, input_norms, magnitude, needs, random, reads_data, snip, wanda
+from lottery_nb.select import topk_mask
+from lottery_nb.weights import prunable
 
 
 def network() -> nn.Sequential:
@@ -74,5 +77,149 @@ def test_no_losses():
     with pytest.raises(BadInput, match="at least one loss"): first_order({"w": nn.Parameter(torch.ones(2))}, iter(()))
 
 
-def test_table():
-    assert SCORES == dict(magnitude=magnitude, random=random, first_order=first_order)
+def test_table_and_what_each_reads():
+    assert SCORES == {"magnitude": magnitude, "random": random, "first-order": first_order, "fisher": fisher, "snip": snip, "wanda": wanda}
+    assert [name for name in SCORES if reads_data(name)] == ["first-order", "fisher", "snip", "wanda"]
+
+
+def accumulated(net, **options):
+    "Gradients by backward, one list per weight"
+    found = {name: [] for name, _ in net.named_parameters()}
+    for loss in losses(net, **options):
+        net.zero_grad()
+        loss.backward()
+        for name, weight in net.named_parameters(): found[name].append(weight.grad.clone())
+    net.zero_grad()
+    return found
+
+
+def test_fisher_and_snip_equal_backward():
+    net = network()
+    weights, found = dict(net.named_parameters()), accumulated(network())
+    squares, sums = fisher(weights, losses(net)), snip(weights, losses(net))
+    for name, weight in weights.items():
+        w = weight.detach()
+        torch.testing.assert_close(squares[name], torch.stack([w**2 * g**2 for g in found[name]]).mean(0) / 2)
+        torch.testing.assert_close(sums[name], (w * sum(found[name])).abs())
+
+
+def test_fisher_of_a_quadratic_is_exact_in_the_gauss_newton_sense():
+    "Loss (w·x)²/2 with w·x = ±1 has Hessian x x' and gradient ±x: E[g²] is the Hessian's diagonal"
+    weight, inputs = nn.Parameter(torch.tensor([2., -1.])), [torch.tensor([1., 1.]), torch.tensor([0., 1.]), torch.tensor([.5, 0.])]
+    scores = fisher({"w": weight}, ((weight @ x).square() / 2 for x in inputs))["w"]
+    hessian = sum(torch.outer(x, x) for x in inputs).diagonal() / 3
+    assert torch.allclose(scores, weight.detach()**2 * hessian / 2)
+
+
+def test_snip_lets_gains_and_losses_cancel():
+    weight = nn.Parameter(torch.tensor([3.]))
+    assert snip({"w": weight}, [weight.sum(), -weight.sum()])["w"].item() == 0
+    assert first_order({"w": weight}, [weight.sum(), -weight.sum()])["w"].item() == 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=4), norms=st.lists(st.sampled_from([0., .5, 1., 2.]), min_size=4, max_size=4),
+       sparsity=st.sampled_from([0., .25, .4, .5, .75]))
+def test_wanda_keeps_the_best_of_every_row(rows, norms, sparsity):
+    "Brute force: in each row, a stable sort of |w|·‖x‖; rows differ by at most one weight, and patterns see the products"
+    weight, norm = torch.tensor(rows).float(), torch.tensor(norms)
+    scores = wanda({"w": weight}, {"w": norm})
+    products = weight.abs() * norm
+    for row, score in zip(products.tolist(), scores["w"].tolist()):
+        order = sorted(range(4), key=lambda i: (-row[i], i))
+        assert score == [(4 - order.index(i)) / 4 for i in range(4)]
+    mask = topk_mask(scores, sparsity)
+    kept = mask["w"].sum(1)
+    assert kept.max() - kept.min() <= 1 and kept.sum() == mask.kept
+    for row, score, keep in zip(mask["w"], scores["w"], kept): assert set(row.nonzero().flatten().tolist()) == set(score.argsort(descending=True)[:keep].tolist())
+    assert topk_mask(scores, .5, "2:4") == topk_mask({"w": products}, .5, "2:4")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    "A two-layer BERT with a head, double precision, and ten texts of different lengths"
+    from transformers import BertConfig, BertForSequenceClassification
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_labels=3, hidden_dropout_prob=.5)
+    net = BertForSequenceClassification(config).double()
+    ids = [torch.randint(1, 30, (length,)) for length in (3, 9, 4, 7, 7, 5, 12, 3, 6, 8)]
+    return net, ids
+
+
+def cut(ids, size):
+    "Batches of padded texts"
+    for start in range(0, len(ids), size):
+        rows = nn.utils.rnn.pad_sequence(ids[start:start + size], batch_first=True)
+        yield dict(input_ids=rows, attention_mask=(rows != 0).long(), labels=rows[:, 0] % 3)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "wanda"])
+def test_scores_do_not_depend_on_the_cut_into_batches(tiny, criterion):
+    net, ids = tiny
+    pool = prunable(net, "encoder+pooler")
+    whole, parts = (collect(criterion, net, pool, cut(ids, size)) for size in (10, 3))
+    for name in pool: torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-12)
+
+
+def test_norms_equal_what_flows_in(tiny):
+    "Against the attention outputs' inputs, caught one text at a time, without padding"
+    net, ids = tiny
+    names, caught = list(prunable(net, "encoder+pooler")), {}
+    def catch(name): return lambda module, inputs, output: caught.setdefault(name, []).append(inputs[0].flatten(0, -2))
+    hooks = [net.get_submodule(name.removesuffix(".weight")).register_forward_hook(catch(name)) for name in names]
+    net.eval()
+    with torch.no_grad():
+        for text in ids: net(input_ids=text[None])
+    for hook in hooks: hook.remove()
+    norms = input_norms(net, names, cut(ids, 4))
+    for name in names: torch.testing.assert_close(norms[name], torch.cat(caught[name]).norm(dim=0).float())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_collect_judges_without_dropout_and_leaves_the_model_as_it_was(tiny):
+    net, ids = tiny
+    pool = prunable(net)
+    net.train()
+    first, again = (collect("snip", net, pool, cut(ids, 5)) for _ in range(2))
+    assert net.training and all(torch.equal(first[name], again[name]) for name in pool) and all(weight.grad is None for weight in net.parameters())
+
+
+def test_losses_of_predicted_words_count_each_word_once():
+    from transformers import BertConfig, BertForMaskedLM
+    torch.manual_seed(0)
+    net = BertForMaskedLM(BertConfig(vocab_size=30, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=16)).eval()
+    ids = torch.randint(1, 30, (6, 7))
+    labels = torch.where(torch.rand(6, 7) < .3, ids, -100)
+    batches = lambda size: (dict(input_ids=a, labels=b) for a, b in zip(ids.split(size), labels.split(size)))
+    assert sum(batch_losses(net, batches(6))).item() == pytest.approx(sum(batch_losses(net, batches(2))).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["encoder+embeddings", "encoder+biases"])
+def test_wanda_refuses_what_has_no_inputs(tiny, pool):
+    net, ids = tiny
+    with pytest.raises(BadInput, match="choose a pool without embeddings and biases"): collect("wanda", net, prunable(net, pool), cut(ids, 5))
+
+
+@pytest.fixture
+def made_up():
+    "Criteria of one's own, put into the table for a test"
+    SCORES["broken"] = lambda weights, losses: {name: weight.detach() / 0 * 0 for name, weight in weights.items() if [*losses] is not None}
+    SCORES["negative"] = lambda weights: Scores(weights, lambda weight: -weight.abs())
+    SCORES["odd"] = lambda weights, colour: weights
+    yield
+    for name in ("broken", "negative", "odd"): del SCORES[name]
+
+
+def test_a_criterion_of_ones_own(tiny, made_up):
+    net, ids = tiny
+    pool = prunable(net)
+    assert all(torch.equal(score, -pool[name].detach().abs()) for name, score in collect("negative", net, pool).items())
+    pool[next(iter(pool))].data[0, 0] = 0
+    with pytest.raises(BadInput, match="criterion broken gave a NaN for bert.encoder"): collect("broken", net, pool, cut(ids, 5))
+    with pytest.raises(BadInput, match="parameter of criterion odd must be one of weights, seed, losses, norms; got 'colour'"): needs("odd")
+    with pytest.raises(BadInput, match="criterion must be one of"): collect("unknown", net, pool)
+    with pytest.raises(BadInput, match="at least one"): collect("fisher", net, pool)
+
+
+def test_wanda_passes_a_nan_on():
+    assert wanda({"w": torch.ones(1, 2)}, {"w": torch.tensor([float("nan"), 1.])})["w"].isnan().any()

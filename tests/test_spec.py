@@ -57,7 +57,10 @@ BAD = [(dict(sparsity=-.1), r"sparsity must be in \[0, 1\), got -0.1"), (dict(sp
        (dict(learning_rate=1e3), "learning_rate must be at most 10"), (dict(batch_size=10**12), "batch_size must be at most"), (dict(mask_seed=-1, method="omp"), "mask_seed"),
        (dict(model=None), "model must be str, got None"), (dict(method=["omp"]), "method must be str"), (dict(method={}), "method must be str"), (dict(sparsity="x", method="tamt-mlm"), "sparsity must be float"),
        (dict(model="a\0b"), "model must be text without control characters"), (dict(text="\ud800"), "text must be text"), (dict(task="x" * 10**6), "task must be one of"),
-       (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix"), (dict(round_steps=0), "round_steps must be at least 1")]
+       (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix, erk or N:M"),
+       (dict(scope="2:4"), "scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"), (dict(scope="0:4"), "scope 0:4 must keep at least 1"),
+       (dict(score_examples=0), "score_examples must be at least 1"), (dict(score_at="start"), "score_at must be one of"), (dict(movement="firm"), "movement must be one of hard, soft"),
+       (dict(round_steps=0), "round_steps must be at least 1")]
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=[f"{number}-{next(iter(values))}" for number, (values, _) in enumerate(BAD)])

@@ -233,6 +233,56 @@ def test_sparsity_is_exact_at_every_step(scope, rank):
     assert way.scores.mask() != start_mask(prunable(way.model, "encoder+embeddings"), .63, "omp", scope)
 
 
+def groups(mask, size): return [kept.reshape(-1, size).sum(1) for kept in mask.values()]
+
+
+@pytest.mark.parametrize("scope, sparsity, pool", [("2:4", .5, "encoder"), ("1:4", .75, "encoder+embeddings"), ("3:8", .625, "encoder+biases")])
+@pytest.mark.parametrize("rank", ["signed", "absolute"])
+def test_a_pattern_is_exact_in_every_group_at_every_step(scope, sparsity, pool, rank):
+    keep, size = map(int, scope.split(":"))
+    way = training(bert(), scope=scope, rank=rank, pool=pool, sparsity=sparsity, learning_rate=3e-3)
+    start = way.scores.mask()
+    assert start == start_mask(prunable(way.model, pool), sparsity, "omp", scope)
+    for _ in range(12):
+        way.advance()
+        for name, kept in way.scores.mask().items(): assert torch.equal(kept, binarise(way.scores.values[name], way.scores.cuts[name]))
+        way.scores.refresh()
+        assert all((kept == keep).all() for kept in groups(way.scores.mask(), size))
+        for name, score in way.scores.values.items():   # brute force: a stable sort of each group
+            key = (score.abs() if rank == "absolute" else score).detach().reshape(-1, size)
+            best = key.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+            assert torch.equal(torch.zeros_like(key, dtype=torch.bool).scatter_(1, best, True).view_as(score), way.scores.mask()[name])
+    assert way.scores.mask() != start
+
+
+def test_a_pattern_trains_alike_fused_and_plain_and_resumes(tmp_path):
+    settings = dict(scope="2:4", sparsity=.5, pool="encoder+embeddings", objective="mlm+kd", learning_rate=1e-3)
+    ways = [training(bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.), **settings) for _ in range(2)]
+    for _ in range(6): ways[0].advance(); ways[1].advance(plain=True)
+    for term in ("mlm", "kd"): assert [row[term] for row in ways[0].history] == pytest.approx([row[term] for row in ways[1].history], abs=1e-5)
+    ways[0].save(tmp_path/"checkpoint")
+    again = training(bert(hidden_dropout_prob=0., attention_probs_dropout_prob=0.), **settings)
+    again.restore(tmp_path/"checkpoint")
+    for way in (ways[0], again): way.advance(); way.advance(); way.scores.refresh()
+    assert again.scores.mask() == ways[0].scores.mask()
+    assert all(torch.equal(score, again.scores.values[name]) for name, score in ways[0].scores.values.items())
+
+
+def test_erk_shares_hold_in_mask_training():
+    way = training(bert(), scope="erk", sparsity=.7, pool="encoder", learning_rate=3e-3)
+    before = way.scores.mask().counts
+    for _ in range(5): way.advance()
+    way.scores.refresh()
+    assert way.scores.mask().counts == before and way.scores.mask().kept == round(.3 * way.scores.total)
+
+
+def test_what_a_pattern_cannot_have():
+    with pytest.raises(BadInput, match="scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"): MaskSettings(scope="2:4")
+    with pytest.raises(BadInput, match="scope 2:4 holds at every step, so refresh must be 1, got 100"): MaskSettings(scope="2:4", sparsity=.5, refresh=100)
+    with pytest.raises(BadInput, match="scope 2:4 holds at every step, so mask_refresh must be 1"): TicketSpec(method="tamt-kd", scope="2:4", sparsity=.5, mask_refresh=100)
+    with pytest.raises(BadInput, match="needs rows that 5 divides"): training(bert(), scope="1:5", sparsity=.8)
+
+
 @pytest.mark.parametrize("rank", ["signed", "absolute"])
 def test_the_window_changes_nothing(rank):
     "Thresholds sought near the last one and over everything are the same, step by step"

@@ -2,6 +2,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given, strategies as st
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import (BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertTokenizer, RobertaConfig,
                           RobertaForMaskedLM, Trainer,
@@ -456,11 +458,13 @@ def test_real_input(assets, tmp_path):
 def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys):
     "A loss that is no number was reported as the accuracy of class 0"
     from lottery_nb.cli import main
+    weights = load_file(tiny_model/"model.safetensors")
+    shutil.copytree(tiny_model, tmp_path/"bert")
+    save_file({name: weight * 1e38 if "intermediate" in name else weight for name, weight in weights.items()}, tmp_path/"bert"/"model.safetensors", metadata={"format": "pt"})
     (tmp_path/"text.txt").write_text("the film was good a meal was poor\n" * 400)
-    words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--text", str(tmp_path/"text.txt"), "--max-steps", "20", "--max-length", "16",
+    words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tmp_path/"bert"), "--text", str(tmp_path/"text.txt"), "--max-steps", "20", "--max-length", "16",
              "--sparsity", "0.2", "--method", method, "--runs", str(tmp_path/"runs")]
-    fast = ["--mask-steps", "20", "--mask-learning-rate", "1e38", "--scope", "matrix"] if method.startswith("tamt") else ["--learning-rate", "1e30"]
-    assert main([*words, *fast]) == 1
+    assert main([*words, *(["--mask-steps", "20", "--scope", "matrix"] if method.startswith("tamt") else [])]) == 1
     said = capsys.readouterr().err
     assert "learning_rate" in said and "Traceback" not in said
     assert list((tmp_path/"runs").glob("*/result.json")) == []
