@@ -435,7 +435,7 @@ def report_command(
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
+    page = render(paper, runs_root(runs), out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 

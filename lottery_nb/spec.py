@@ -6,8 +6,9 @@
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
            'NULLABLE', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
            'training_defaults', 'check_table', 'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
-           'load_plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec', 'StructuredSpec',
-           'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value', 'read_bool']
+           'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec',
+           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value',
+           'read_bool']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
@@ -239,12 +240,19 @@ def load_plugins(
         except ImportError as error: raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which cannot be imported: {error}") from None
     return found
 
+# %% ../nbs/04_spec.ipynb #7620dc03
+def plugins() -> tuple[str, ...]:   # what was imported
+    "What LOTTERY_NB_PLUGINS names, imported once; files are named in full from here on, for processes that start in another folder"
+    names = [name.strip() for name in os.environ.get("LOTTERY_NB_PLUGINS", "").split(",") if name.strip()]
+    if names: os.environ["LOTTERY_NB_PLUGINS"] = ",".join(str(Path(name).absolute()) if name.endswith(".py") else name for name in names)
+    return load_plugins(os.environ.get("LOTTERY_NB_PLUGINS", ""))
+
 # %% ../nbs/04_spec.ipynb #5a38d733
 def known_method(
     method: str,   # what the spec asks for
 ) -> str:          # the same, when there is such a method
     "Check the name of a method; one that is not known may come from a plugin"
-    if method not in READS: load_plugins(os.environ.get("LOTTERY_NB_PLUGINS", ""))
+    if method not in READS: plugins()
     return one_of("method", method, READS)
 
 # %% ../nbs/04_spec.ipynb #a7549023

@@ -24,7 +24,7 @@ from .compare import transfer, transfer_to_full, winning, winning_sparsity
 from .files import BadInput, one_of, runs_root
 from .masks import Mask
 from .names import task_name
-from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec
+from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec, plugins
 from .store import read_result, results
 from .tickets import Ticket
 
@@ -118,6 +118,7 @@ def read_runs(
 ) -> pd.DataFrame:                 # finished runs, possibly none; `folder` is the run's own, empty when read from a table
     "Runs of some templates, with their columns even where there are no runs"
     kind = Path(place or "").suffix
+    plugins()
     table = {".csv": pd.read_csv, ".parquet": pd.read_parquet}.get(kind, results)(place)
     table = table[table.template.isin(templates)] if len(table) else table
     table = table.reindex(columns=[*names, *(name for name in table if name not in names)])

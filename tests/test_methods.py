@@ -143,6 +143,18 @@ def test_a_criterion_of_ones_own_is_a_function_and_a_row(plugin, common, tmp_pat
     assert magnitudes[alive].max() <= magnitudes[~alive].min()
 
 
+def test_a_process_that_only_reads_results_knows_the_row_too(plugin, common, tmp_path, monkeypatch):
+    "Its colour in a figure of `results`, its line in the page of a report: both are drawn by a process that has made no spec; names are of the current folder"
+    lt.run(TicketSpec(**common, method="smallest"), tmp_path/"runs")
+    monkeypatch.setenv("LOTTERY_NB_PLUGINS", "mine.py")
+    monkeypatch.delenv("LOTTERY_NB_RUNS", raising=False)
+    for words in ("results --figure curve.svg", "report liu_2022"):
+        done = subprocess.run([Path(sys.executable).with_name("lottery-nb"), *words.split()], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "#123456" in (tmp_path/"curve.svg").read_text()
+    assert "<th>smallest</th>" in (tmp_path/"runs"/"liu_2022.html").read_text()   # a row of the average scores
+
+
 def test_a_plugin_that_is_no_good_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOTTERY_NB_PLUGINS", "no_such_module_anywhere")
     assert main(["run", "ticket", "--method", "mine", "--runs", str(tmp_path/"runs")]) == 2
