@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
-           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'dense', 'training_history',
+           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'hub_rows', 'dense', 'training_history',
            'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local', 'data_only',
            'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -24,7 +26,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .datafiles import data_root
-from .files import atomic, short_hash, stage, write_json
+from .files import BadInput, atomic, read_json, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
 from .names import TASKS, architecture_of, is_micro, source_names
@@ -125,6 +127,17 @@ def whole_length(
     "Length of a whole training"
     return steps(spec, len(encoded(spec, *materials(spec), "train")))
 
+# %% ../nbs/31_baseline.ipynb #6695ea37
+def hub_rows(
+    spec: RunSpec,      # a training
+) -> str | None:        # checksum of its rows, 16 hexadecimal digits; None where they are not the Hub's
+    "What rows the Hub gave"
+    if reads_local(spec) or is_micro(spec.model): return None
+    digest = hashlib.sha256()
+    for split, part in sorted(materials(spec).data.items()):
+        for batch in part.iter(1000): digest.update(json.dumps([split, batch], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
 # %% ../nbs/31_baseline.ipynb #5688af9d
 def dense(
     spec: RunSpec,                    # a run; only its training on the target task matters
@@ -132,8 +145,14 @@ def dense(
 ) -> Path:                            # stage folder: model.safetensors, scores.json, history.parquet
     "Train the full model (Chen et al. 2020, Table 2: full BERT)"
     target = target_spec(spec)
-    folder = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.identity(), root)
-    return stage(folder, lambda partial: train_into(partial, theta0(target), target))
+    folder, rows = stage_folder(f"dense-{slugged(target.task)}-r{target.seed}", target.identity(), root), hub_rows(target)
+    def make(partial: Path):
+        if rows: write_json(partial/"hub_rows.json", rows)
+        train_into(partial, theta0(target), target)
+    stage(folder, make)
+    if rows and (folder/"hub_rows.json").exists() and read_json(folder/"hub_rows.json") != rows:
+        raise BadInput(f"the Hub's rows of {target.task} changed since the full model {folder} was trained on them: choose another --runs folder, or delete that one")
+    return folder
 
 # %% ../nbs/31_baseline.ipynb #9bc85a54
 def training_history(
@@ -167,7 +186,8 @@ def record(
 ) -> dict:           # data (rows per split, classes, where the dev rows come from), inputs (checksums), environment
     "What a result says about where it comes from"
     target = target_spec(spec)
-    return {"data": about_data(target, materials(target).data), "inputs": spec.inputs(), "environment": environment()}
+    hub = {"hub_rows": rows} if (rows := hub_rows(target)) else {}
+    return {"data": about_data(target, materials(target).data) | hub, "inputs": spec.inputs(), "environment": environment()}
 
 # %% ../nbs/31_baseline.ipynb #562bf41c
 def introduce(

@@ -8,7 +8,7 @@ import pytest
 import lottery_nb as lt
 from lottery_nb import inputs
 from lottery_nb.cli import main
-from lottery_nb.files import read_json
+from lottery_nb.files import BadInput, read_json
 from lottery_nb.inputs import contents, digest_of, state_of
 from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import run_folder
@@ -137,3 +137,18 @@ def test_a_full_model_that_learnt_nothing_is_said(short, tmp_path):
     result = lt.run(TicketSpec(**short | dict(learning_rate=1e-12, max_steps=1), method="omp", sparsity=.5), tmp_path/"runs")
     assert result["learnt"] is (result["full_score"] > result["majority"])
     json.dumps(result, allow_nan=False)
+
+
+def test_a_full_model_of_other_hub_rows_is_refused(tiny_model, tmp_path, monkeypatch):
+    "Rows of the Hub are told apart by their checksum"
+    from datasets import Dataset
+    from lottery_nb.baseline import dense, materials
+    rows = [{"sentence": f"the film was {word}", "label": label, "idx": i} for i, (word, label) in enumerate([("good", 1), ("bad", 0)] * 8)]
+    hub = {"train": rows, "validation": rows}
+    monkeypatch.delenv("LOTTERY_NB_DATA", raising=False)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: {split: Dataset.from_list(part) for split, part in hub.items()})
+    spec = RunSpec(task="sst2", model=str(tiny_model), max_length=16, max_steps=2, batch_size=8)
+    assert dense(spec, tmp_path) == dense(spec, tmp_path)
+    hub["train"] = [row | {"label": 1 - row["label"]} for row in rows]
+    materials.cache_clear()
+    with pytest.raises(BadInput, match="the Hub's rows of sst2 changed since the full model .* was trained"): dense(spec, tmp_path)
