@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'what_is_read', 'run_one', 'sweep_command', 'run_command', 'costs', 'cost_text',
-           'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
+           'text_table', 'tidied', 'what_is_read', 'run_one', 'run_command', 'sweep_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'shown_table', 'summarised', 'results_command', 'info',
            'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
-           'report_command', 'annotate_command', 'doctor', 'checks', 'device_check', 'folder_check', 'leftover_check',
-           'data_check', 'main']
+           'report_command', 'annotate_command', 'device_check', 'folder_check', 'leftover_check', 'data_check',
+           'checks', 'doctor', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -25,8 +25,8 @@ import typer
 
 from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
-from .spec import SPECS, RunSpec, make_spec, parse_value
 from .names import is_file
+from .spec import SPECS, RunSpec, make_spec, parse_value
 from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
@@ -151,6 +151,18 @@ def run_one(
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
     if as_json: typer.echo(json.dumps(summary(result, folder)))
 
+# %% ../nbs/62_cli.ipynb #27db702c
+def run_command(
+    spec: RunSpec,              # a run
+    runs: str | None = None,    # folder of all runs
+) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
+    "The command that executes one run"
+    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
+    for name, value in spec.differing().items():
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
+    return shlex.join(words)
+
 # %% ../nbs/62_cli.ipynb #bda6aa70
 @app.command("sweep")
 def sweep_command(
@@ -187,18 +199,6 @@ def sweep_command(
     tidied(runs)
     report(specs, ended, len(known_results(specs, runs, force)))
     typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
-
-# %% ../nbs/62_cli.ipynb #27db702c
-def run_command(
-    spec: RunSpec,              # a run
-    runs: str | None = None,    # folder of all runs
-) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
-    "The command that executes one run"
-    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
-    for name, value in spec.differing().items():
-        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
-                                                        or isinstance(value, bool) else str(value)]
-    return shlex.join(words)
 
 # %% ../nbs/62_cli.ipynb #b1a88fdf
 def costs(
@@ -283,25 +283,6 @@ def status_command(
     if left: typer.echo(f"about {duration(left)} left with {at_once} at a time")
     if found["total"]["failed"]: typer.echo(f"why runs failed: {runs_root(runs)}/ID/failed.txt")
 
-# %% ../nbs/62_cli.ipynb #f92c3a49
-@app.command("results")
-def results_command(
-    runs: Runs = None,
-    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
-    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
-    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
-    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
-):
-    "Print the table of finished runs; damaged results are named, and the exit code is 1."
-    one_of("format", format, ("table", "csv", "json"))
-    tidied(runs)
-    damaged = []
-    table = results(runs, damaged.append)
-    if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
-               nl=format != "csv" or parquet is not None)
-    if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
-
 # %% ../nbs/62_cli.ipynb #44b8031e
 def shown_table(
     table: Any,          # pandas DataFrame, the results table or its summary
@@ -327,6 +308,25 @@ def summarised(
     from lottery_nb.tables import summary_table
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
+
+# %% ../nbs/62_cli.ipynb #f92c3a49
+@app.command("results")
+def results_command(
+    runs: Runs = None,
+    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
+    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
+    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
+):
+    "Print the table of finished runs; damaged results are named, and the exit code is 1."
+    one_of("format", format, ("table", "csv", "json"))
+    tidied(runs)
+    damaged = []
+    table = results(runs, damaged.append)
+    if len(table) and (summary or figure): table = summarised(table, summary, figure)
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
+               nl=format != "csv" or parquet is not None)
+    if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
@@ -435,7 +435,7 @@ def report_command(
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
+    page = render(paper, runs_root(runs), out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 
@@ -461,26 +461,6 @@ def annotate_command(
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
-
-# %% ../nbs/62_cli.ipynb #99f02e9b
-@app.command()
-def doctor(runs: Runs = None):
-    "Say what is installed, where data and runs lie, and what is missing."
-    rows = checks(runs)
-    typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
-    if not all(good for _, good, _ in rows): raise typer.Exit(1)
-
-# %% ../nbs/62_cli.ipynb #57aefd43
-def checks(
-    runs: str | None = None,               # folder of all runs
-) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
-    "What `doctor` looks at"
-    from importlib.metadata import PackageNotFoundError, version
-    rows = [("python", sys.version_info >= (3, 11), sys.version.split()[0])]
-    for name in ("torch", "transformers", "datasets", "papermill", "safetensors", "ipykernel"):
-        try: rows.append((name, True, version(name)))
-        except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
-    return rows + [device_check(), folder_check("runs", runs_root(runs)), leftover_check(runs_root(runs)), data_check()]
 
 # %% ../nbs/62_cli.ipynb #4116e736
 def device_check() -> tuple[str, bool, str]:   # name, good, found
@@ -521,6 +501,26 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     folder = os.environ.get("LOTTERY_NB_DATA")
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
+
+# %% ../nbs/62_cli.ipynb #57aefd43
+def checks(
+    runs: str | None = None,               # folder of all runs
+) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
+    "What `doctor` looks at"
+    from importlib.metadata import PackageNotFoundError, version
+    rows = [("python", sys.version_info >= (3, 11), sys.version.split()[0])]
+    for name in ("torch", "transformers", "datasets", "papermill", "safetensors", "ipykernel"):
+        try: rows.append((name, True, version(name)))
+        except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
+    return rows + [device_check(), folder_check("runs", runs_root(runs)), leftover_check(runs_root(runs)), data_check()]
+
+# %% ../nbs/62_cli.ipynb #99f02e9b
+@app.command()
+def doctor(runs: Runs = None):
+    "Say what is installed, where data and runs lie, and what is missing."
+    rows = checks(runs)
+    typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
+    if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
 # %% ../nbs/62_cli.ipynb #f3319e04
 def main(

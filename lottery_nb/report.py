@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from .files import BadInput, atomic, one_of
+from .spec import plugins
 from .tables import PAPERS, place_name
 
 # %% ../nbs/53_report.ipynb #4e5d68d0
@@ -126,6 +127,7 @@ def render(
     import papermill
     from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
+    plugins()
     notebook, out = report_path(page), Path(out)
     if out.suffix != ".html": raise BadInput(f"a report must be an .html file, got {out}")
     values = {name: str(Path(place).absolute()) for name, place in (("runs", runs), ("second", second),

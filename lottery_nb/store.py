@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .files import BadInput, atomic, file_digest, first_damage, read_json, runs_root, short_hash, shown, write_json
-from .spec import RunSpec, make_spec
+from .spec import RunSpec, make_spec, plugins
 
 # %% ../nbs/30_store.ipynb #2b5a9290
 def run_folder(
@@ -195,6 +195,7 @@ def results(
 ):                                                   # pandas DataFrame: one row a finished run; spec fields, then scores
     "The results table, rebuilt from the run folders"
     import pandas as pd
+    plugins()   # tables and figures shall know the rows of METHODS that runs were made with
     return pd.DataFrame(map(flat_result, finished_runs(root, complain)))
 
 # %% ../nbs/30_store.ipynb #984f12af

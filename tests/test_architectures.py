@@ -8,7 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (AlbertConfig, AlbertForMaskedLM, AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForQuestionAnswering,
-                          AutoModelForSequenceClassification, ElectraForPreTraining, ModernBertConfig, PreTrainedTokenizerFast)
+                          AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, ElectraForPreTraining,
+                          ModernBertConfig, PreTrainedTokenizerFast)
 
 from lottery_nb import weights
 from lottery_nb.attention import attention_maps, read_texts
@@ -476,6 +477,19 @@ def test_s_pruning_from_a_spec(kind, folders, reviews, tmp_path):
     result = gates_result(spec, kinds, tmp_path)
     assert set(kinds) == {"good", "random", "bad"} and 0 <= result["score"] <= 1
     assert kinds["good"].heads.sum() < 12 or kinds["good"].mlps.sum() < 3
+
+
+def test_a_new_architecture_is_one_row(monkeypatch):
+    class OwnConfig(BertConfig): model_type = "own-bert"
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(OwnConfig(**SHAPE | dict(intermediate_size=24))).eval()
+    with pytest.raises(BadInput, match="got 'own-bert'$"): prunable(model)
+    monkeypatch.setitem(ARCHITECTURES, "own-bert", ARCHITECTURES["bert"])
+    batch = inputs("bert")
+    with gate(model, *SOME): gated = outputs(model, batch)
+    torch.testing.assert_close(outputs(smaller(model, SOME), batch), gated, atol=1e-5, rtol=0)
+    assert len(prunable(model)) == 18 and len(attention_maps(model, {k: v for k, v in batch.items() if k != "labels"}, "norm")) == 3
 
 
 # The table is the only place that knows

@@ -55,6 +55,14 @@ def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
     assert damaged.returncode == 2 and "mask.safetensors" in damaged.stderr
 
 
+def test_a_kept_model_answers_from_its_own_vocabulary(words, tmp_path, tiny_model):
+    from transformers import AutoTokenizer, pipeline
+    assert lottery(*words, "--keep-model", "true").returncode == 0
+    model = next((tmp_path/"runs").glob("*/retrained/model"))
+    assert AutoTokenizer.from_pretrained(model).get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
+    assert pipeline("text-classification", model=str(model))("the film was good")[0]["label"] in ("yes", "no")
+
+
 def test_dry_run_writes_nothing(words, tmp_path, capsys):
     assert main([*words, "--dry-run"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -2,8 +2,10 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -16,6 +18,11 @@ from lottery_nb.files import BadInput
 from lottery_nb.gates import (Gates, at_rest, cut_linear, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
                               sensitivity, smaller, speed_table, weight_share)
 from lottery_nb.weights import encoder_layers
+from lottery_nb.heads import surviving_heads
+from lottery_nb.models import base_of
+from lottery_nb.spec import AttentionSpec
+from lottery_nb.subnetworks import gates_mask
+from lottery_nb.tickets import Ticket, provenance_of
 
 SIZE = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, initializer_range=.2, max_position_embeddings=40)
 LAYERS, HEADS = 3, 4
@@ -334,6 +341,18 @@ def test_models_without_biases_are_cut():
     gates = Gates([[1, 0, 1, 1], [0] * 4, [1] * 4], [1, 1, 0])
     with gate(model, *gates): expected = outputs(model, inputs())
     torch.testing.assert_close(outputs(smaller(model, gates), inputs()), expected, atol=1e-5, rtol=0)
+
+
+def test_an_attention_run_takes_gates_of_its_own_model_only(tmp_path):
+    found_on, other = (make(BertForPreTraining, seed) for seed in (0, 1))
+    for name, model in (("mine", found_on), ("other", other)): model.save_pretrained(tmp_path/name)
+    gates = Gates([[1, 0, 1, 1], [0, 1, 0, 1], [1] * 4], [1, 0, 1])
+    base, heads = base_of(str(tmp_path/"mine")), pd.DataFrame([(layer, head) for layer in range(LAYERS) for head in range(HEADS)], columns=["layer", "head"])
+    mask = gates_mask(base, gates)
+    Ticket(mask, provenance_of(base, mask, gates=gates.to_json())).save(tmp_path/"run"/"ticket")
+    spec = AttentionSpec(task="sst2", model=str(tmp_path/"mine"), ticket=str(tmp_path/"run"))
+    assert np.array_equal(surviving_heads(spec, heads), gates.heads)
+    with pytest.raises(BadInput, match="the ticket was found for other weights"): surviving_heads(replace(spec, model=str(tmp_path/"other")), heads)
 
 
 @pytest.mark.parametrize("value", [{"head_mask": [[1, 0]]}, {}, [], None, 3])
