@@ -58,13 +58,13 @@ def check_table(
     given = [name for name in TABLE if getattr(spec, name)]
     if not given: return
     if not any(map(is_file, [spec.task, *source_names(getattr(spec, "source", ""))])):
-        raise BadInput(f"{given[0]} is for a data file, got {getattr(spec, given[0])!r} with task {spec.task}")
+        raise BadInput(f"{given[0]} is for a data file, got {shown(getattr(spec, given[0]))} with task {spec.task}")
     if spec.kind: one_of("kind", spec.kind, KINDS)
-    if spec.dev and spec.split: raise BadInput(f"split {spec.split!r} is for a data file without development rows, got dev {spec.dev!r} too")
+    if spec.dev and spec.split: raise BadInput(f"split {shown(spec.split)} is for a data file without development rows, got dev {shown(spec.dev)} too")
     if spec.delimiter and not re.fullmatch(r"[^\w\s\"']|\t", DELIMITERS.get(spec.delimiter, spec.delimiter)):
-        raise BadInput(f"delimiter must be one character such as ; or |, or one of tab, semicolon, comma, pipe; got {spec.delimiter!r}")
+        raise BadInput(f"delimiter must be one character such as ; or |, or one of tab, semicolon, comma, pipe; got {shown(spec.delimiter)}")
     try: "".encode(spec.encoding or "utf-8")
-    except (LookupError, ValueError): raise BadInput(f"encoding must be one that Python knows, such as utf-8, utf-16 or cp1252; got {spec.encoding!r}") from None
+    except (LookupError, ValueError): raise BadInput(f"encoding must be one that Python knows, such as utf-8, utf-16 or cp1252; got {shown(spec.encoding)}") from None
 
 # %% ../nbs/04_spec.ipynb #7028a8ad
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
@@ -272,7 +272,7 @@ def check_scope(
 ) -> str:                             # the scope, when it can be had
     "Refuse an unknown scope, and a sparsity that its pattern does not have"
     if not (pattern := pattern_of(scope)):
-        if scope not in SCOPES: raise BadInput(f"scope must be one of {', '.join(SCOPES)} or N:M such as 2:4 (keep 2 of every 4 weights of a row); got {scope!r}")
+        if scope not in SCOPES: raise BadInput(f"scope must be one of {', '.join(SCOPES)} or N:M such as 2:4 (keep 2 of every 4 weights of a row); got {shown(scope)}")
     elif sparsity is not None and abs(sparsity - (1 - pattern[0]/pattern[1])) > 1e-3:
         raise BadInput(f"scope {scope} keeps {pattern[0]} of every {pattern[1]} weights, so sparsity must be {1 - pattern[0]/pattern[1]:.4g}, got {sparsity}")
     return scope
@@ -371,7 +371,7 @@ class TicketSpec(RunSpec):
         for name, usual in own.items():
             if name not in EVERY + READS[self.method] and getattr(self, name) not in (usual, 0.0 if name == "sparsity" else usual):
                 alone = ", ".join(READS[self.method]) or "none"
-                raise BadInput(f"method {self.method} does not read {name}, got {getattr(self, name)!r}: leave it out (its own fields: {alone})")
+                raise BadInput(f"method {self.method} does not read {name}, got {shown(getattr(self, name))}: leave it out (its own fields: {alone})")
 
     def check_joint(self):
         "Refuse what pruning on several tasks does not define"
@@ -380,7 +380,7 @@ class TicketSpec(RunSpec):
 
     def check_mask(self):
         "Refuse what mask training cannot do"
-        if self.source not in ("", "mlm"): raise BadInput(f"source of method {self.method} must be mlm (masks are trained on text), got {self.source!r}")
+        if self.source not in ("", "mlm"): raise BadInput(f"source of method {self.method} must be mlm (masks are trained on text), got {shown(self.source)}")
         if self.mask_at is not None: one_of("mask_at (a saved step)", self.mask_at, self.saved_steps)
         if self.mask_horizon is not None: within(self, low=self.mask_steps, mask_horizon=self.mask_horizon)
         if pattern_of(self.scope) and self.mask_refresh != 1: raise BadInput(f"scope {self.scope} holds at every step, so mask_refresh must be 1, got {self.mask_refresh}")

@@ -54,7 +54,7 @@ def answer(reader, *values):
     begun = time.time()
     try: return reader(*values)
     except BadInput as error: assert 0 < len(str(error)) < 1500, str(error)[:200]
-    finally: assert time.time() - begun < 2
+    finally: assert time.time() - begun < 10
 
 
 def finite(value): return all(math.isfinite(x) for x in [value] if isinstance(x, float)) and all(finite(part) for part in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()))
