@@ -46,10 +46,8 @@ def run_help(
 ) -> str:            # text for a terminal
     "What `lottery-nb run TEMPLATE --help` shows"
     helps = field_help(SPECS[one_of("template", template, SPECS)])
-    rows = [f"  --{f.name.replace('_', '-'):<16} {str(f.default):<12} {helps.get(f.name, '')}"
-            for f in fields(SPECS[template])]
-    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] "
-                      "[--json]", "",
+    rows = [f"  --{f.name.replace('_', '-'):<16} {str(f.default):<12} {helps.get(f.name, '')}" for f in fields(SPECS[template])]
+    return "\n".join([f"Usage: lottery-nb run {template} [--FIELD VALUE ...] [--runs DIR] [--force] [--dry-run] [--json]", "",
                       "Fields, their defaults, their meaning:", *rows])
 
 # %% ../nbs/62_cli.ipynb #35a7e666
@@ -61,8 +59,7 @@ def read_fields(
     values, words = {}, list(words)
     while words:
         word = words.pop(0)
-        if not word.startswith("--"): raise BadInput(f"expected --FIELD VALUE, got {word!r}; see lottery-nb run "
-                                                     f"{template} --help")
+        if not word.startswith("--"): raise BadInput(f"expected --FIELD VALUE, got {word!r}; see lottery-nb run {template} --help")
         name, equals, value = word[2:].partition("=")
         if not equals and not words: raise BadInput(f"--{name} needs a value")
         value = value if equals else words.pop(0)
@@ -103,15 +100,12 @@ def text_table(
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
     left = [isinstance(value, str) for value in lines[-1]]
-    return "\n".join("  ".join(str(value).ljust(w) if l else str(value).rjust(w)
-                               for value, w, l in zip(line, widths, left)).rstrip() for line in lines)
+    return "\n".join("  ".join(str(value).ljust(w) if l else str(value).rjust(w) for value, w, l in zip(line, widths, left)).rstrip() for line in lines)
 
 # %% ../nbs/62_cli.ipynb #2615004f
-app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.",
-                  no_args_is_help=True,
+app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
-ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.",
-                         no_args_is_help=True)
+ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
@@ -165,8 +159,7 @@ def run_command(
     "The command that executes one run"
     words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
     for name, value in spec.differing().items():
-        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower()
-                                                        if value is None
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
                                                         or isinstance(value, bool) else str(value)]
     return shlex.join(words)
 
@@ -175,31 +168,22 @@ def run_command(
 def sweep_command(
     grid: Annotated[Path, typer.Argument(help="YAML file: `template:` and fields, lists expand to their product.")],
     runs: Runs = None,
-    workers: Annotated[Optional[int],
-                       typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each "
-                                         "run at a time.")] = None,
-    gpus: Annotated[Optional[str],
-                    typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
-    runs_per_gpu: Annotated[Optional[int],
-                            typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
-    backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install "
-                                              "lottery-nb[ray]).")] = "local",
+    workers: Annotated[Optional[int], typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each run at a time.")] = None,
+    gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
+    runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
+    backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install lottery-nb[ray]).")] = "local",
     ray_address: Annotated[Optional[str],
                            typer.Option("--ray-address",
                                         help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
     cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", help="Ray: cores of a run.")] = 1,
     gpus_per_run: Annotated[float, typer.Option("--gpus-per-run", help="Ray: GPUs of a run; 0.5 puts two on one.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print the runs, their trainings, steps "
-                                                            "and hours.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print the runs, their trainings, steps and hours.")] = False,
     step_time: Annotated[Optional[float],
-                         typer.Option("--step-time",
-                                      help="Dry run: seconds a training step takes; default measured here, where "
-                                           "the model "
+                         typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model "
                                                           "is here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Dry run: one machine-readable line.")] = False,
-    commands: Annotated[bool, typer.Option("--print", help="Run nothing: print one `lottery-nb run` command a run, "
-                                                           "for job arrays.")] = False,
+    commands: Annotated[bool, typer.Option("--print", help="Run nothing: print one `lottery-nb run` command a run, for job arrays.")] = False,
 ):
     "Execute every run of a grid; finished runs are kept, a failed one does not stop the others."
     specs = read_grid(grid)
@@ -209,8 +193,7 @@ def sweep_command(
     devices = gpu_workers(workers, gpus, runs_per_gpu)
     if one_of("backend", backend, ("local", "ray")) == "local" and (ray_address or cpus_per_run != 1 or gpus_per_run):
         raise BadInput("ray-address, cpus-per-run and gpus-per-run need --backend ray")
-    if backend == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers,
-                                         force, devices)
+    if backend == "local": ended = sweep(specs, runs, len(devices) if devices else 1 if workers is None else workers, force, devices)
     elif workers or gpus: raise BadInput("backend ray takes --cpus-per-run and --gpus-per-run, not --workers or --gpus")
     else: ended = sweep_on_ray(specs, runs, force, ray_address, cpus_per_run, gpus_per_run)
     tidied(runs)
@@ -229,11 +212,9 @@ def costs(
     done = [isinstance(known.get(spec.id), dict) for spec in specs]
     table, left = plan(specs), plan([spec for spec, ready in zip(specs, done) if not ready])
     alone, shared = int(table.steps_alone.sum()), int(table.steps_shared.sum())
-    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)],
-            "trainings": table.to_dict("index"),
+    return {"runs": [{"id": spec.id, "done": ready} for spec, ready in zip(specs, done)], "trainings": table.to_dict("index"),
             "steps_alone": alone, "steps_shared": shared,
-            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()),
-            "unknown": int(table.unknown.sum()),
+            "saved": 1 - shared / alone if alone else 0.0, "steps_left": int(left.steps_shared.sum()), "unknown": int(table.unknown.sum()),
             "hours": hours(specs, step_time)}
 
 # %% ../nbs/62_cli.ipynb #1fcae52a
@@ -244,21 +225,15 @@ def cost_text(
     rows = [{"training": kind} | row for kind, row in found["trainings"].items()]
     total = {"training": "all"} | {name: sum(row[name] for row in rows) for name in rows[0] if name != "training"}
     taken, done = found["hours"], sum(run["done"] for run in found["runs"])
-    lines = [run["id"] + ("  done" if run["done"] else "")
-             for run in found["runs"]] + ["", text_table([*rows, total]), ""]
-    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the "
-                 "training steps; at most "
+    lines = [run["id"] + ("  done" if run["done"] else "") for run in found["runs"]] + ["", text_table([*rows, total]), ""]
+    lines.append(f"{len(found['runs'])} runs, {done} finished; sharing saves {100 * found['saved']:.0f} % of the training steps; at most "
                  f"{found['steps_left']:,} steps are left")
-    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not "
-                                      "counted: they end by themselves "
+    if found["unknown"]: lines.append(f"steps of {found['unknown']} trainings are not known beforehand and not counted: they end by themselves "
                                       "(early-bird), or their data is not here (give max_steps or data_dir)")
-    lines += [f"{seconds:.3f} s a step, measured here: {name}"
-              for name, seconds in taken["step_seconds"].items() if seconds]
-    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here "
-                                        "(model or data is not on "
+    lines += [f"{seconds:.3f} s a step, measured here: {name}" for name, seconds in taken["step_seconds"].items() if seconds]
+    if taken["not_timed"]: lines.append(f"hours not known: {', '.join(taken['not_timed'])} cannot be timed here (model or data is not on "
                                         "this machine); give --step-time SECONDS")
-    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, "
-                       f"{duration(3600 * taken['alone'])} "
+    else: lines.append(f"{duration(3600 * taken['shared'])} of training steps one after another, {duration(3600 * taken['alone'])} "
                        "without sharing; evaluation comes on top")
     return "\n".join(lines)
 
@@ -269,10 +244,8 @@ def gpu_workers(
     runs_per_gpu: int | None,   # --runs-per-gpu
 ) -> list[str] | None:          # CUDA_VISIBLE_DEVICES of each worker; None without --gpus
     "What --gpus asks for"
-    if gpus is None and runs_per_gpu is not None: raise BadInput(f"runs-per-gpu {runs_per_gpu} needs --gpus, such "
-                                                                 "as --gpus 0,1")
-    if gpus is not None and workers is not None: raise BadInput(f"workers {workers} and gpus {gpus} contradict each "
-                                                                "other: give --gpus and --runs-per-gpu")
+    if gpus is None and runs_per_gpu is not None: raise BadInput(f"runs-per-gpu {runs_per_gpu} needs --gpus, such as --gpus 0,1")
+    if gpus is not None and workers is not None: raise BadInput(f"workers {workers} and gpus {gpus} contradict each other: give --gpus and --runs-per-gpu")
     return None if gpus is None else gpu_slots(gpus, 1 if runs_per_gpu is None else runs_per_gpu, visible_gpus())
 
 # %% ../nbs/62_cli.ipynb #84a1f066
@@ -301,8 +274,7 @@ def status_command(
     "Say how far a grid is, while a sweep runs or after it."
     tidied(runs)
     found = progress(specs := read_grid(grid), runs)
-    broken = [error for error in known_results(specs, runs, force=False).values()
-              if isinstance(error, BadInput)] if found["total"]["failed"] else []
+    broken = [error for error in known_results(specs, runs, force=False).values() if isinstance(error, BadInput)] if found["total"]["failed"] else []
     for error in broken: typer.echo(f"lottery-nb: {error}", err=True)
     if as_json: return typer.echo(json.dumps(found))
     total = {"template": "all", "task": "", "method": ""} | found["total"]
@@ -322,8 +294,7 @@ def shown_table(
     if format == "csv": return table.to_csv(index=False)
     if format == "json": return table.to_json(orient="records")
     if not len(table): return f"no finished runs in {runs_root(runs)}"
-    columns = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score",
-                                 "full_score", "id") if name in table]
+    columns = [name for name in ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id") if name in table]
     return (table if summary else table[columns]).to_string(index=False, float_format="{:.4f}".format)
 
 # %% ../nbs/62_cli.ipynb #302fd6da
@@ -343,13 +314,9 @@ def summarised(
 def results_command(
     runs: Runs = None,
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
-    summary: Annotated[bool, typer.Option("--summary",
-                                          help="One row per task, method and sparsity: mean over seeds, full model, "
-                                               "winning or not.")] = False,
-    figure: Annotated[Optional[Path],
-                      typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
-    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead "
-                                                         "of printing it.")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
+    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
+    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
 ):
     "Print the table of finished runs; damaged results are named, and the exit code is 1."
     one_of("format", format, ("table", "csv", "json"))
@@ -357,8 +324,7 @@ def results_command(
     damaged = []
     table = results(runs, damaged.append)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format,
-                                                                                                 summary, runs),
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
@@ -387,8 +353,7 @@ def verify_command(
 # %% ../nbs/62_cli.ipynb #cdf59b83
 @ticket_app.command("import")
 def import_command(
-    file: Annotated[Path, typer.Argument(help="A ticket, or a mask file: .safetensors, .pt or .bin of "
-                                              "torch.nn.utils.prune, BERT-Tickets or TAMT.")],
+    file: Annotated[Path, typer.Argument(help="A ticket, or a mask file: .safetensors, .pt or .bin of torch.nn.utils.prune, BERT-Tickets or TAMT.")],
     folder: Annotated[Path, typer.Argument(help="A new folder for the ticket.")],
     model: Annotated[str, typer.Option(help="The model it is for: Hub name, local folder, micro or micro-roberta.")] = "bert-base-uncased",
     pool: Annotated[str, typer.Option(help="The weights it must speak about, such as encoder or encoder+pooler.")] = "encoder",
@@ -410,22 +375,17 @@ def export_command(
     from lottery_nb.tickets import Ticket, export_prune
     one_of("format", format, ("prune",))
     ticket = Ticket.load(folder)
-    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of "
-               f"{ticket.mask.total:,} weights kept")
+    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
 
 # %% ../nbs/62_cli.ipynb #56daae3b
 @ticket_app.command("combine")
 def combine_command(
-    operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of "
-                                                  "the others).")],
-    folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the "
-                                                       "result.")],
+    operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
+    folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
     sparsity: Annotated[Optional[float],
-                        typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest "
-                                          "pruned ones come back.")] = None,
+                        typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
     scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
-    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the "
-                                                      "one they name.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
 ):
     "Combine tickets that were found on the same weights."
     from lottery_nb.models import base_of
@@ -433,8 +393,7 @@ def combine_command(
     *parents, out = folders
     named = [(ticket_name(path), Ticket.load(path)) for path in parents]
     base = model or (named and named[0][1].provenance.get("model"))
-    save_ticket(combine(operation, named, base_of(base) if base and sparsity is not None else None,
-                        sparsity, scope), out)
+    save_ticket(combine(operation, named, base_of(base) if base and sparsity is not None else None, sparsity, scope), out)
 
 # %% ../nbs/62_cli.ipynb #54960b1f
 def save_ticket(
@@ -443,17 +402,15 @@ def save_ticket(
 ):
     "Write a ticket where nothing is, and say so"
     if folder.exists(): raise BadInput(f"{folder} exists already; choose a new folder")
-    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of "
-               f"{ticket.mask.total:,} weights kept, sparsity {ticket.mask.sparsity:.4f}")
+    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity "
+               f"{ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")
 def agreement_command(
-    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, "
-                                              "head_mask and mlp_mask as "
+    path: Annotated[Path, typer.Argument(help="Folder of structured runs, or a file of masks: kind, task, seed, head_mask and mlp_mask as "
                                               "JSON, plain or .gz.")],
-    kind: Annotated[str, typer.Option(help="Which masks of the file, or what the runs pruned: heads_mlps, heads, "
-                                           "mlps.")] = "heads_mlps",
+    kind: Annotated[str, typer.Option(help="Which masks of the file, or what the runs pruned: heads_mlps, heads, mlps.")] = "heads_mlps",
     draws: Annotated[int, typer.Option(help="Permutations of each null.", min=1)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One line: an object per task, full precision.")] = False,
 ):
@@ -461,8 +418,7 @@ def agreement_command(
     from lottery_nb.compare import MEANING, agreement_table, agreements, read_masks
     masks = read_masks(path, kind)
     found = agreements(masks, draws)
-    if left_out := [task for task in masks if task not in found]: typer.echo("left out, with one seed only: "
-                                                                             f"{', '.join(left_out)}", err=True)
+    if left_out := [task for task in masks if task not in found]: typer.echo(f"left out, with one seed only: {', '.join(left_out)}", err=True)
     if as_json: return typer.echo(json.dumps(found))
     typer.echo(agreement_table(found).to_string())
     typer.echo("\n" + "\n".join(f"{name:<10} {text}" for name, text in MEANING.items()))
@@ -470,16 +426,12 @@ def agreement_command(
 # %% ../nbs/62_cli.ipynb #72ecf27d
 @app.command("report")
 def report_command(
-    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the "
-                                              "last).")],
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
-    second: Annotated[Optional[Path],
-                      typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
-    published: Annotated[Optional[Path],
-                         typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
+    second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
                                                            "LOTTERY_NB_PUBLISHED.")] = None,
-    out: Annotated[Optional[Path],
-                   typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
     "Lay a paper's tables and figures beside ours, on one HTML page."
@@ -501,18 +453,15 @@ def annotate_command(
     seed: Annotated[int, typer.Option(help="Which texts, layers and heads.", min=0)] = 0,
     data_dir: Annotated[str, typer.Option(help="Folder of local data.")] = "",
     name: Annotated[str, typer.Option(help="Who labels.")] = "",
-    compare: Annotated[Optional[Path], typer.Option(help="Another person's labels: print the agreement of the two "
-                                                         "files instead.")] = None,
+    compare: Annotated[Optional[Path], typer.Option(help="Another person's labels: print the agreement of the two files instead.")] = None,
 ):
     "Label attention maps by eye in JupyterLab, or compare two people's labels."
     from lottery_nb.heads import annotation_notebook
     from lottery_nb.labels import annotator_agreement, read_records
     if compare:
         found = annotator_agreement(read_records(out), read_records(compare))
-        return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled "
-                          "by both")
-    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps,
-                                       shortest=shortest))
+        return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
+    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 
 # %% ../nbs/62_cli.ipynb #4116e736
@@ -545,8 +494,7 @@ def leftover_check(
     partial = [path for path in folder.rglob("*.partial") if path.is_dir()]
     size = sum(file.stat().st_size for stage in partial for file in stage.rglob("*") if file.is_file())
     said = f"{len(partial)} unfinished stages, {size / 1e6:.0f} MB, from which the next run goes on" if partial else "none"
-    return "leftovers", True, said + (f"; {len(lost)} temporary files and folders of killed processes deleted"
-                                      if lost else "")
+    return "leftovers", True, said + (f"; {len(lost)} temporary files and folders of killed processes deleted" if lost else "")
 
 # %% ../nbs/62_cli.ipynb #2026def4
 def data_check() -> tuple[str, bool, str]:   # name, good, found

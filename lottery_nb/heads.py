@@ -140,8 +140,7 @@ def named_heads(
             for kind in ("raw", "norm"):
                 path = partial/f"{model}-{kind}.parquet"
                 if path.exists(): continue
-                table = name_heads(cnn, load(spec, root), tokenizer, texts, kind, True, blocks=spec.blocks,
-                                   token_types=spec.token_types)
+                table = name_heads(cnn, load(spec, root), tokenizer, texts, kind, True, blocks=spec.blocks, token_types=spec.token_types)
                 with atomic(path) as temp: table.assign(model=model, kind=kind).to_parquet(temp)
     folder = stage(stage_folder(f"patterns-{slugged(spec.task)}-r{spec.seed}",
                                 depends | {"classifier": weights}, root), make)

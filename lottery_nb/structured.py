@@ -17,15 +17,13 @@ import pandas as pd
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import (Piece, beside_guess, dense, dense_piece, length_of, materials, record, target_spec,
-                                 theta0, train_into)
+from .baseline import Piece, beside_guess, dense, dense_piece, length_of, materials, record, target_spec, theta0, train_into
 from .files import atomic, one_of, read_json, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
 from .models import start_weights
 from .spec import MagnitudeSpec, RunSpec, StructuredSpec, slugged
 from .store import stage_folder
-from .subnetworks import (Search, bad_gates, gates_mask, prune_gates, random_gates, remember, super_bad,
-                                    super_random, super_survivors)
+from .subnetworks import Search, bad_gates, gates_mask, prune_gates, random_gates, remember, super_bad, super_random, super_survivors
 from .tickets import Ticket, provenance_of
 from .training import encoded, evaluate, load_weights
 from .weights import architecture
@@ -71,8 +69,7 @@ def dev_batches(
     target = target_spec(spec)
     task, data, tokenizer = materials(target)
     features, collate = encoded(target, task, data, tokenizer, task.evaluation[0]), DataCollatorWithPadding(tokenizer)
-    return [dict(collate(features[list(range(start, min(start + size, len(features))))]))
-            for start in range(0, len(features), size)]
+    return [dict(collate(features[list(range(start, min(start + size, len(features))))])) for start in range(0, len(features), size)]
 
 # %% ../nbs/36_structured.ipynb #affe08e0
 def search_measures(
@@ -96,8 +93,7 @@ def steps_table(
     mlp_ratio: float = 4.0,   # intermediate size ÷ hidden size
 ) -> pd.DataFrame:            # one row per attempt: stage, heads, mlps, weight_share, score, accepted
     "The journal of an s-pruning loop"
-    rows = [(s.stage, int(s.kept.heads.sum()), int(s.kept.mlps.sum()), weight_share(s.kept, mlp_ratio), s.score,
-             s.accepted) for s in found.steps]
+    rows = [(s.stage, int(s.kept.heads.sum()), int(s.kept.mlps.sum()), weight_share(s.kept, mlp_ratio), s.score, s.accepted) for s in found.steps]
     return pd.DataFrame(rows, columns=["stage", "heads", "mlps", "weight_share", "score", "accepted"])
 
 # %% ../nbs/36_structured.ipynb #5611634f
@@ -117,13 +113,11 @@ def search(
 
     def make(partial: Path):
         model = fine_tuned(spec, root)
-        known = [remember(function, partial/name) for function, name in zip(search_measures(spec, model),
-                                                                            ("importance.json", "score.json"))]
+        known = [remember(function, partial/name) for function, name in zip(search_measures(spec, model), ("importance.json", "score.json"))]
         found = prune_gates(open_gates(model), *known, spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
-    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}",
-                              target.identity() | {n: getattr(spec, n) for n in names}, root), make)
+    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.identity() | {n: getattr(spec, n) for n in names}, root), make)
 
 # %% ../nbs/36_structured.ipynb #7225ef7e
 def search_steps(
@@ -155,11 +149,9 @@ def compared_gates(
     "The gates that a run compares (Prasanna et al. 2020, section 4.2 and Appendix E)"
     if spec.super_seeds:
         found = [found_gates(search(replace(spec, seed=seed), root)) for seed in range(spec.super_seeds)]
-        return {"good": super_survivors(found), "random": super_random(found, spec.seed),
-                "bad": super_bad(found, spec.seed)}
+        return {"good": super_survivors(found), "random": super_random(found, spec.seed), "bad": super_bad(found, spec.seed)}
     good = found_gates(search(spec, root))
-    return {"good": good, "random": random_gates(good, spec.seed, spec.draw == "equal"),
-            "bad": bad_gates(good, spec.seed)}
+    return {"good": good, "random": random_gates(good, spec.seed, spec.draw == "equal"), "bad": bad_gates(good, spec.seed)}
 
 # %% ../nbs/36_structured.ipynb #6340bab3
 def retraining(
@@ -177,8 +169,7 @@ def retrain_gates(
 ) -> Path:                            # stage folder: pruned.json and scores.json (metric → value), history.parquet
     "Score the pruned model, then retrain the subnetwork from pre-trained weights (Prasanna et al. 2020, section 4.2)"
     target = target_spec(spec)
-    key = {"full": target.identity(), "training": retraining(spec).identity(), "gates": gates.to_json(),
-           "start": spec.start, "keep_bias": spec.keep_bias}
+    key = {"full": target.identity(), "training": retraining(spec).identity(), "gates": gates.to_json(), "start": spec.start, "keep_bias": spec.keep_bias}
 
     def make(partial: Path):
         full = fine_tuned(spec, root)
@@ -195,8 +186,7 @@ def outcomes(
 ) -> pd.DataFrame:              # one row per kind: size, pruned, retrained (the task's primary metric)
     "The bars of Figure 2 (Prasanna et al. 2020)"
     metric = materials(target_spec(spec)).task.metric
-    rows = {kind: [sizes[kind], *(read_json(folder/name)[metric] for name in ("pruned.json", "scores.json"))]
-            for kind, folder in folders.items()}
+    rows = {kind: [sizes[kind], *(read_json(folder/name)[metric] for name in ("pruned.json", "scores.json"))] for kind, folder in folders.items()}
     return pd.DataFrame(rows, index=["size", "pruned", "retrained"]).T
 
 # %% ../nbs/36_structured.ipynb #c7d504d2
@@ -210,10 +200,8 @@ def comparison(
     table, metric = outcomes(spec, folders, sizes), materials(target_spec(spec)).task.metric
     full, good = read_json(dense(spec, root)/"scores.json"), read_json(folders["good"]/"scores.json")
     flat = {f"{kind}_{name}": float(value) for kind, row in table.iterrows() for name, value in row.items()}
-    return {"task": spec.task, "seed": spec.seed,
-            "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template],
-            "metric": metric, "score": good[metric], "full_score": full[metric], "sparsity": 1 - sizes["good"],
-            "scores": good,
+    return {"task": spec.task, "seed": spec.seed, "method": {"structured": "s-pruning", "magnitude": "m-pruning"}[spec.template],
+            "metric": metric, "score": good[metric], "full_score": full[metric], "sparsity": 1 - sizes["good"], "scores": good,
             "full_scores": full} | beside_guess(spec, full[metric]) | record(spec) | flat
 
 # %% ../nbs/36_structured.ipynb #48dfdc61
@@ -225,12 +213,10 @@ def gates_result(
     "Retrain and judge the gates of an s-pruning run"
     folders = {kind: retrain_gates(spec, gates, root) for kind, gates in kinds.items()}
     sizes = {kind: weight_share(gates, mlp_ratio(fine_tuned(spec, root))) for kind, gates in kinds.items()}
-    counts = {f"{kind}_{name}": int(part.sum()) for kind, gates in kinds.items()
-              for name, part in zip(("heads", "mlps"), gates)}
+    counts = {f"{kind}_{name}": int(part.sum()) for kind, gates in kinds.items() for name, part in zip(("heads", "mlps"), gates)}
     gone = not any(part.any() for part in kinds["good"])
     remark = {"remark": "every head and MLP was pruned away: the score holds without them"} if gone and not spec.super_seeds else {}
-    return comparison(spec, folders, sizes, root) | counts | remark | {"gates": {kind: gates.to_json()
-                                                                                 for kind, gates in kinds.items()}}
+    return comparison(spec, folders, sizes, root) | counts | remark | {"gates": {kind: gates.to_json() for kind, gates in kinds.items()}}
 
 # %% ../nbs/36_structured.ipynb #30bf2b5a
 def gates_ticket(
@@ -240,8 +226,7 @@ def gates_ticket(
     "A ticket with gates"
     model = theta0(target_spec(spec))
     mask = gates_mask(model, gates)
-    about = dict(method="s-pruning", pool="encoder", source=spec.task, seed=spec.seed, prune=spec.prune,
-                 threshold=spec.threshold, super_seeds=spec.super_seeds)
+    about = dict(method="s-pruning", pool="encoder", source=spec.task, seed=spec.seed, prune=spec.prune, threshold=spec.threshold, super_seeds=spec.super_seeds)
     return Ticket(mask, provenance_of(model, mask, model=spec.model, **about, gates=gates.to_json()))
 
 # %% ../nbs/36_structured.ipynb #baec7fec
