@@ -382,7 +382,8 @@ def export_command(
 def combine_command(
     operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
     folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
-    sparsity: Annotated[Optional[float], typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
+    sparsity: Annotated[Optional[float],
+                        typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
     scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
     model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
 ):
@@ -401,7 +402,8 @@ def save_ticket(
 ):
     "Write a ticket where nothing is, and say so"
     if folder.exists(): raise BadInput(f"{folder} exists already; choose a new folder")
-    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity {ticket.mask.sparsity:.4f}")
+    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity "
+               f"{ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")

@@ -306,8 +306,7 @@ def transfer(
 ) -> pd.DataFrame:            # mean score over runs; rows: source, columns: task
     "TRANSFER(S, T), averaged over seeds (Chen et al. 2020, section 4)"
     for name in ("source", "task", "score"):
-        if name not in tickets: raise BadInput(f"transfer needs a column {name}, got "
-                                               f"{', '.join(map(str, tickets.columns))}")
+        if name not in tickets: raise BadInput(f"transfer needs a column {name}, got {', '.join(map(str, tickets))}")
     source = tickets["source"].where(tickets["source"] != "", tickets["task"])
     return tickets.assign(source=source).pivot_table("score", "source", "task", "mean")
 

@@ -25,12 +25,13 @@ PLACE, DRAWS = ["task", "seed"], 10_000   # what a pair is drawn by; draws of a 
 # %% ../nbs/55_criteria.ipynb #4541088c
 def criteria_runs(
     runs: str = "",   # folder of runs or results table; empty: LOTTERY_NB_RUNS, else `runs`
-) -> dict[str, pd.DataFrame]:   # length of the trainings → tickets found on their own task, with `criterion` and `kept` (percent of the full model's score); the most runs first
+) -> dict[str, pd.DataFrame]:   # length of the trainings → tickets of their own task, with `criterion` and `kept` (%); the most runs first
     "The tickets of the page; trainings of different lengths never meet in one table"
     rows = chosen(ticket_runs(page_places(runs, "")[0]))
     rows = rows[rows.method != "dense"]
     soft = rows.method + rows.movement.map(", {}".format).where(rows.method == "movement", "")
-    rows = rows.assign(criterion=soft, kept=100 * rows.score / rows.full_score, length=rows.max_steps.map("{:.0f} steps".format).where(rows.max_steps.notna(), "by epochs"))
+    rows = rows.assign(criterion=soft, kept=100 * rows.score / rows.full_score,
+                       length=rows.max_steps.map("{:.0f} steps".format).where(rows.max_steps.notna(), "by epochs"))
     return {name: rows[rows.length == name] for name in rows.length.value_counts().index}
 
 # %% ../nbs/55_criteria.ipynb #19e2b5ce
@@ -38,7 +39,8 @@ def criteria_overview(
     ours: dict[str, pd.DataFrame],   # from `criteria_runs`
 ) -> Section:                        # counts
     "Which runs stand behind the page"
-    lines = [f"{name}: {len(rows)} tickets of {rows.criterion.nunique()} criteria, {rows.task.nunique()} tasks, {rows.seed.nunique()} seeds" for name, rows in ours.items()]
+    lines = [f"{name}: {len(rows)} tickets of {rows.criterion.nunique()} criteria, {rows.task.nunique()} tasks, "
+             f"{rows.seed.nunique()} seeds" for name, rows in ours.items()]
     return Section({"Runs": lines or no_runs("criteria")})
 
 # %% ../nbs/55_criteria.ipynb #82110ee3
@@ -46,7 +48,8 @@ def kept_table(
     rows: pd.DataFrame,   # tickets of one length of training
 ) -> pd.DataFrame:        # criterion × sparsity in percent: mean share of the full model's score in percent; the best first
     "How much of the full model's score is left"
-    table = rows.pivot_table(index="criterion", columns=(100 * rows.asked_sparsity).rename("sparsity (%)"), values="kept")
+    table = rows.pivot_table(index="criterion", columns=(100 * rows.asked_sparsity).rename("sparsity (%)"),
+                             values="kept")
     return table.loc[table.mean(axis=1).sort_values(ascending=False).index]
 
 # %% ../nbs/55_criteria.ipynb #f694327a
@@ -56,7 +59,8 @@ def criteria_scores(
     "Which criterion keeps most, task by task and on average"
     for rows in ours.values(): score_curves(rows.assign(method=rows.criterion))
     tables = {name: kept_table(rows).round(1) for name, rows in ours.items()}
-    return Section({f"Percent of the full model's score, {name}": table for name, table in tables.items()} or {"Scores": no_runs("criteria")})
+    return Section({f"Percent of the full model's score, {name}": table for name, table in tables.items()}
+                   or {"Scores": no_runs("criteria")})
 
 # %% ../nbs/55_criteria.ipynb #4e77aa63
 def interval(
@@ -99,9 +103,12 @@ def compared(
     for criterion in sorted(set(rows.criterion) - {base}):
         if not len(found := differences(rows, criterion, base)): continue
         mean, low, high = interval(found)
-        groups["above" if low > 0 else "below" if high < 0 else "not told apart"].append(f"{criterion} ({mean:+.1f}, {low:+.1f} to {high:+.1f})")
+        groups["above" if low > 0 else "below" if high < 0
+               else "not told apart"].append(f"{criterion} ({mean:+.1f}, {low:+.1f} to {high:+.1f})")
     parts = [f"{where}: {', '.join(names)}" for where, names in groups.items() if names]
-    return f"beside {base}, points of the full model's score over all sparsities, 95 % of {DRAWS:,} draws of task and seed: " + "; ".join(parts or ["nothing to compare"])
+    said = "; ".join(parts or ["nothing to compare"])
+    return (f"beside {base}, points of the full model's score over all sparsities, "
+            f"95 % of {DRAWS:,} draws of task and seed: {said}")
 
 # %% ../nbs/55_criteria.ipynb #b4aa084d
 def criteria_paired(
@@ -110,8 +117,10 @@ def criteria_paired(
 ) -> Section:                          # differences with intervals; a sentence for each base
     "Each criterion beside OMP and IMP, paired by task and seed"
     pairs = [(name, rows, base) for name, rows in ours.items() for base in bases if base in set(rows.criterion)]
-    shown = {f"Less {base}, {name}: points of the full model's score": paired_table(rows, base) for name, rows, base in pairs}
-    return Section(shown or {"Pairs": no_runs("criteria")}, [f"{name}, {compared(rows, base)}" for name, rows, base in pairs])
+    shown = {f"Less {base}, {name}: points of the full model's score": paired_table(rows, base)
+             for name, rows, base in pairs}
+    return Section(shown or {"Pairs": no_runs("criteria")},
+                   [f"{name}, {compared(rows, base)}" for name, rows, base in pairs])
 
 # %% ../nbs/55_criteria.ipynb #b481fca8
 def steps_found(
@@ -132,8 +141,11 @@ def criteria_costs(
     shown, said = {}, []
     for name, rows in ours.items():
         rows = rows.assign(steps=rows.apply(steps_found, axis=1), sparsity=100 * rows.asked_sparsity)
-        shown[f"Training steps to find one mask, {name}"] = rows.pivot_table(index="criterion", columns="sparsity", values="steps").round(0)
+        shown[f"Training steps to find one mask, {name}"] = rows.pivot_table(index="criterion", columns="sparsity",
+                                                                             values="steps").round(0)
         cost, kept = rows.groupby("criterion").steps.mean(), rows.groupby("criterion").kept.mean()
         front = [c for c in kept.index if not ((cost <= cost[c]) & (kept > kept[c])).any()]
-        said.append(f"{name}, no criterion keeps more for as few steps than: " + ", ".join(f"{c} ({kept[c]:.1f} % for {cost[c]:.0f} steps)" for c in sorted(front, key=lambda c: cost[c])))
+        said.append(f"{name}, no criterion keeps more for as few steps than: "
+                    + ", ".join(f"{c} ({kept[c]:.1f} % for {cost[c]:.0f} steps)"
+                                for c in sorted(front, key=lambda c: cost[c])))
     return Section(shown or {"Costs": no_runs("criteria")}, said)

@@ -33,10 +33,12 @@ def binary(
 ) -> np.ndarray:                 # the same as bool
     "Read an array of 0 and 1; anything else is `BadInput`"
     try: array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError): raise BadInput(f"{name} must be a rectangular array of 0 and 1, got {type(values).__name__} of uneven "
+    except (TypeError, ValueError): raise BadInput(f"{name} must be a rectangular array of 0 and 1, got "
+                                                   f"{type(values).__name__} of uneven "
                                                    "or other values") from None
     if array.ndim != dims: raise BadInput(f"{name} must have {dims} dimension(s), got shape {array.shape}")
-    if not np.isin(array, (0, 1)).all(): raise BadInput(f"{name} must hold 0 and 1 only, got {float(array[~np.isin(array, (0, 1))][0])}")
+    if not np.isin(array, (0, 1)).all(): raise BadInput(f"{name} must hold 0 and 1 only, got "
+                                                        f"{float(array[~np.isin(array, (0, 1))][0])}")
     return array.astype(bool)
 
 # %% ../nbs/34_gates.ipynb #0622a279
@@ -47,8 +49,10 @@ class Gates:
     mlps: np.ndarray    # ν: bool, (layer,)
 
     def __post_init__(self):
-        for name, dims in (("heads", 2), ("mlps", 1)): object.__setattr__(self, name, binary(getattr(self, name), name, dims))
-        if len(self.heads) != len(self.mlps): raise BadInput(f"gates must have as many MLPs as layers of heads, got {len(self.mlps)} and {len(self.heads)}")
+        for name, dims in (("heads", 2),
+                           ("mlps", 1)): object.__setattr__(self, name, binary(getattr(self, name), name, dims))
+        if len(self.heads) != len(self.mlps): raise BadInput("gates must have as many MLPs as layers of heads, got "
+                                                             f"{len(self.mlps)} and {len(self.heads)}")
 
     def __iter__(self): return iter((self.heads, self.mlps))
 
@@ -68,7 +72,9 @@ class Gates:
     @classmethod
     def from_json(cls, value: dict) -> "Gates":
         "The gates that `to_json` wrote"
-        if not isinstance(value, dict) or not {"head_mask", "mlp_mask"} <= set(value): raise BadInput("gates must be an object of head_mask and mlp_mask")
+        if not isinstance(value, dict) or not {"head_mask",
+                                               "mlp_mask"} <= set(value): raise BadInput("gates must be an object "
+                                                                                         "of head_mask and mlp_mask")
         return cls(value["head_mask"], value["mlp_mask"])
 
 # %% ../nbs/34_gates.ipynb #2e3fc253
@@ -79,7 +85,8 @@ def open_gates(
     layers, size, families = encoder_layers(model), model.config.hidden_size, architecture(model).families
     for number, layer in enumerate(layers):
         matrices = {family: part(layer, path) for family, path in families.items()}
-        if not all(hasattr(matrix, "out_features") for matrix in matrices.values()) or matrices["query"].out_features != size:
+        if not all(hasattr(matrix, "out_features")
+                   for matrix in matrices.values()) or matrices["query"].out_features != size:
             raise BadInput(f"gates need a whole model, but heads or the MLP of layer {number} have been removed")
     return Gates.full(len(layers), model.config.num_attention_heads)
 
@@ -121,9 +128,11 @@ def gate(
 ) -> Gating:                      # the gates at work; `with gate(model, *gates): ...` or `.remove()`
     "Put gates on heads and MLPs by hooks (Prasanna et al. 2020, section 3.3)"
     shape = open_gates(model).heads.shape
-    heads, mlps = (value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32)) for value in (heads, mlps))
+    heads, mlps = (value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
+                   for value in (heads, mlps))
     if heads.shape[-2:] != shape or mlps.shape[-1:] != shape[:1] or heads.ndim != mlps.ndim + 1:
-        raise BadInput(f"gates must be {shape} for heads and {shape[:1]} for MLPs in this model, got {tuple(heads.shape)} and {tuple(mlps.shape)}")
+        raise BadInput(f"gates must be {shape} for heads and {shape[:1]} for MLPs in this model, got "
+                       f"{tuple(heads.shape)} and {tuple(mlps.shape)}")
     return Gating(model, heads, mlps)
 
 # %% ../nbs/34_gates.ipynb #8bb1847e
@@ -164,7 +173,8 @@ def sensitivity(
 ) -> Tensor:                     # signed ∂L/∂gate, (example or 1, layer · head + layer): heads, then MLPs
     "Gradients of the loss with respect to the gates, in one backward pass (Prasanna et al. 2020, section 3.3)"
     rows = len(batch["input_ids"]) if each else 1
-    heads, mlps = (torch.tensor(g, dtype=model.dtype, device=model.device).expand(rows, *g.shape).clone().requires_grad_() for g in gates)
+    heads, mlps = (torch.tensor(g, dtype=model.dtype,
+                                device=model.device).expand(rows, *g.shape).clone().requires_grad_() for g in gates)
     with torch.enable_grad(), gate(model, heads, mlps): loss = model(**batch).loss
     if loss is None: raise BadInput(f"importance needs labels in every batch, got only {', '.join(batch)}")
     grads = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss, (heads, mlps))], 1)
@@ -186,7 +196,8 @@ def importance(
     total, terms, running = 0.0, 0, 0.0
     with at_rest(model):
         for batch in batches:
-            grads = sensitivity(model, {k: v.to(model.device) for k, v in batch.items()}, gates, mode == "per_example").double()
+            grads = sensitivity(model, {k: v.to(model.device) for k, v in batch.items()}, gates,
+                                mode == "per_example").double()
             running = running + grads if mode == "as_released" else grads
             total, terms = total + running.abs().sum(0), terms + len(grads)
     if not terms: raise BadInput("importance needs at least one batch, got none")
@@ -265,7 +276,8 @@ def cut_linear(
     "Keep some rows or columns of a linear layer, in its own precision"
     linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, keep), linear.weight.requires_grad)
     linear.out_features, linear.in_features = linear.weight.shape
-    if dim == 0 and linear.bias is not None: linear.bias = nn.Parameter(linear.bias.detach()[keep], linear.bias.requires_grad)
+    if dim == 0 and linear.bias is not None: linear.bias = nn.Parameter(linear.bias.detach()[keep],
+                                                                        linear.bias.requires_grad)
 
 # %% ../nbs/34_gates.ipynb #88585536
 class PerHead:
@@ -344,10 +356,14 @@ def rebuilt(
     import transformers
     name = str((config.architectures or ["nothing"])[0])
     kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): raise BadInput(f"a cut model must be of a class of transformers, got {name}")
-    if not hasattr(config, "gates"): raise BadInput("the configuration of a cut model must have gates, got none; was it written by `save_smaller`?")
+    if not (isinstance(kind, type)
+            and issubclass(kind, transformers.PreTrainedModel)): raise BadInput("a cut model must be of a class of "
+                                                                                f"transformers, got {name}")
+    if not hasattr(config, "gates"): raise BadInput("the configuration of a cut model must have gates, got none; "
+                                                    "was it written by `save_smaller`?")
     with torch.device(device): whole = kind(config)
-    return cut_closed(whole, Gates.from_json(config.gates), config.gates["keep_bias"]).to(getattr(torch, str(config.dtype).removeprefix("torch.")))
+    return cut_closed(whole, Gates.from_json(config.gates),
+                      config.gates["keep_bias"]).to(getattr(torch, str(config.dtype).removeprefix("torch.")))
 
 # %% ../nbs/34_gates.ipynb #976f5d62
 def check_loadable(
@@ -355,11 +371,15 @@ def check_loadable(
     config: Any,        # its configuration
 ):
     "`BadInput` where `load_smaller` would not give this model back"
-    here, there = ({name: tuple(values.shape) for name, values in net.state_dict().items()} for net in (model, rebuilt(config, "meta")))
+    here, there = ({name: tuple(values.shape) for name, values in net.state_dict().items()}
+                   for net in (model, rebuilt(config, "meta")))
     other = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    if other: raise BadInput(f"this {type(model).__name__} cannot be loaded again: {other[0]} is {here.get(other[0], 'missing')} in it, {there.get(other[0], 'missing')} in the model that its configuration describes")
+    if other: raise BadInput(f"this {type(model).__name__} cannot be loaded again: {other[0]} is "
+                             f"{here.get(other[0], 'missing')} in it, {there.get(other[0], 'missing')} in the model "
+                             "that its configuration describes")
     types = {str(weight.dtype) for weight in model.parameters()}
-    if len(types) > 1: raise BadInput(f"a cut model is saved in one type, this one has {' and '.join(sorted(types))}; use model.to(dtype) first")
+    if len(types) > 1: raise BadInput("a cut model is saved in one type, this one has "
+                                      f"{' and '.join(sorted(types))}; use model.to(dtype) first")
 
 # %% ../nbs/34_gates.ipynb #652822a6
 def save_smaller(
@@ -368,7 +388,9 @@ def save_smaller(
 ) -> Path:                 # the folder
     "Save a cut model: config.json with its gates, smaller.safetensors"
     from safetensors.torch import save_model
-    if not hasattr(model.config, "gates"): raise BadInput("model must come from `smaller`; save a whole model with its own save_pretrained")
+    if not hasattr(model.config,
+                   "gates"): raise BadInput("model must come from `smaller`; save a whole model with its own "
+                                            "save_pretrained")
     if Path(folder).exists(): raise BadInput(f"{folder} exists already; choose a new folder")
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
@@ -387,14 +409,17 @@ def load_smaller(
     from safetensors.torch import load_model
     from transformers import AutoConfig
     folder = Path(folder)
-    if not (folder/"smaller.safetensors").is_file(): raise BadInput(f"{folder} holds no smaller.safetensors; was it written by `save_smaller`?")
+    if not (folder/"smaller.safetensors").is_file(): raise BadInput(f"{folder} holds no smaller.safetensors; was it "
+                                                                    "written by `save_smaller`?")
     if (folder/"checksums.json").is_file(): verify(folder)
     try:
         model = rebuilt(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         lost, unknown = load_model(model, str(folder/"smaller.safetensors"), strict=False)
-    except Exception as error: raise BadInput(f"{folder} cannot be loaded as a cut model: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error: raise BadInput(f"{folder} cannot be loaded as a cut model: "
+                                              f"{' '.join(str(error).split())[:200]}") from None
     lost = [name for name in lost if model.state_dict()[name].numel()]     # 0.1 did not mark what was gone
-    if lost or unknown: raise BadInput(f"{folder} cannot be loaded as a cut model: {[*lost, *unknown][0]} is {'missing' if lost else 'unknown'}")
+    if lost or unknown: raise BadInput(f"{folder} cannot be loaded as a cut model: {[*lost, *unknown][0]} is "
+                                       f"{'missing' if lost else 'unknown'}")
     return model.eval()
 
 # %% ../nbs/34_gates.ipynb #0b9393fc
@@ -406,7 +431,9 @@ def gates_of(
     gates, size = Gates.from_json(model.config.gates), model.config.hidden_size // model.config.num_attention_heads
     for number, (layer, heads, mlp) in enumerate(zip(encoder_layers(model), *gates)):
         query, output = (part(layer, architecture(model).families[family]) for family in ("query", "output"))
-        if getattr(query, "out_features", 0) != heads.sum() * size or mlp != hasattr(output, "out_features"): raise BadInput(f"the configuration says that {heads.sum()} heads and {int(mlp)} MLP are left in layer {number}, the model differs")
+        same = getattr(query, "out_features", 0) == heads.sum() * size and mlp == hasattr(output, "out_features")
+        if not same: raise BadInput(f"the configuration says that {heads.sum()} heads and {int(mlp)} MLP are left in "
+                                    f"layer {number}, the model differs")
     return gates
 
 # %% ../nbs/34_gates.ipynb #baf0943b

@@ -28,7 +28,8 @@ def block_size(
     block: Any,     # what stands for a block
 ) -> int:           # runs
     "How many points a block has"
-    return math.prod(len(value) for value in block.values() if isinstance(value, list)) if isinstance(block, dict) else 0
+    return math.prod(len(value) for value in block.values()
+                     if isinstance(value, list)) if isinstance(block, dict) else 0
 
 # %% ../nbs/05_grid.ipynb #bec184be
 def expand(
@@ -36,7 +37,8 @@ def expand(
 ) -> list[RunSpec]:       # every combination, in the order written
     "Expand a grid into specs; all that is wrong with it is one `BadInput`"
     specs, asked, wrong = [], {}, {}
-    if (count := sum(map(block_size, grid_blocks(grid)))) > MOST_RUNS: raise BadInput(f"the grid asks for {count:,} runs, more than {MOST_RUNS:,}")
+    if (count := sum(map(block_size, grid_blocks(grid)))) > MOST_RUNS: raise BadInput(f"the grid asks for {count:,} "
+                                                                                      f"runs, more than {MOST_RUNS:,}")
     for block in grid_blocks(grid):
         for error in block_errors(block): wrong.setdefault(error, []).append({})
         for template, values in points(block):
@@ -46,7 +48,8 @@ def expand(
             specs.append(make_spec(template, values))
             asked.setdefault(specs[-1].id, []).append(values)
     wrong |= {f"run {id} is asked for more than once": twins for id, twins in asked.items() if len(twins) > 1}
-    if wrong: raise BadInput(f"the grid has {len(wrong)} error(s), nothing was run:" + "".join(f"\n  {error}{where(found)}" for error, found in wrong.items()))
+    if wrong: raise BadInput(f"the grid has {len(wrong)} error(s), nothing was run:"
+                             + "".join(f"\n  {error}{where(found)}" for error, found in wrong.items()))
     return specs
 
 # %% ../nbs/05_grid.ipynb #ad9f0cb6
@@ -54,10 +57,14 @@ def grid_blocks(
     grid: Any,         # what a grid file holds
 ) -> list[dict]:       # its blocks
     "The blocks of a grid"
-    if not isinstance(grid, dict): raise BadInput(f"a grid must be a mapping with `template:` and fields, got {type(grid).__name__}")
+    if not isinstance(grid, dict): raise BadInput("a grid must be a mapping with `template:` and fields, got "
+                                                  f"{type(grid).__name__}")
     if "grids" not in grid: return [grid]
-    if beside := [bare(name) for name in grid if name != "grids"]: raise BadInput(f"`grids:` must stand alone, got {', '.join(beside)} beside it")
-    if not isinstance(grid["grids"], list) or not grid["grids"]: raise BadInput("`grids:` must be a list of blocks, each with `template:` and fields")
+    if beside := [bare(name) for name in grid
+                  if name != "grids"]: raise BadInput(f"`grids:` must stand alone, got {', '.join(beside)} beside it")
+    if not isinstance(grid["grids"],
+                      list) or not grid["grids"]: raise BadInput("`grids:` must be a list of blocks, each with "
+                                                                 "`template:` and fields")
     return grid["grids"]
 
 # %% ../nbs/05_grid.ipynb #97a449d2
@@ -75,12 +82,15 @@ def block_errors(
     block: Any,      # what stands for a block
 ) -> list[str]:      # a template or fields that do not exist, lists without values
     "What is wrong with a block, whatever the values"
-    if not isinstance(block, dict): return [f"a block must be a mapping with `template:` and fields, got {shown(block)}"]
+    if not isinstance(block, dict): return ["a block must be a mapping with `template:` and fields, got "
+                                            f"{shown(block)}"]
     errors = complaints([lambda: one_of("template", block.get("template", "ticket"), SPECS)])
     if not errors:
         kind = SPECS[block.get("template", "ticket")]
-        errors = [unknown_field(kind, name) for name in block if name != "template" and name not in {field.name for field in fields(kind)}]
-    return errors + [f"the grid is empty: the list of {name} has no values" for name, value in block.items() if value == []]
+        errors = [unknown_field(kind, name) for name in block if name != "template"
+                  and name not in {field.name for field in fields(kind)}]
+    return errors + [f"the grid is empty: the list of {name} has no values" for name, value in block.items()
+                     if value == []]
 
 # %% ../nbs/05_grid.ipynb #1147faba
 def unknown_field(
@@ -126,14 +136,19 @@ def check_point(
         if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None
                                                                                                and not isinstance(value, str)
                                                                                                and kind is str):
-            raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}" + (" (in YAML, 2e-5 is text and 2.0e-5 a number)"
-                                                                                    if re.fullmatch(r"\d+e-?\d+", bare(value)) else ""))
+            raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}"
+                           + (" (in YAML, 2e-5 is text and 2.0e-5 a number)"
+                                                                                    if re.fullmatch(r"\d+e-?\d+",
+                                                                                                    bare(value)) else ""))
     spec = make_spec(template, values)
     given = {name: values[name] for name in values if values[name] is not None}
     for winner, loser in (("max_steps", "epochs"), ("round_steps", "round_epochs")):
-        if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} contradict each other: give one of them")
-    if given.get("method") == "dense" and given.get("sparsity"): raise BadInput(f"method dense and sparsity {given['sparsity']} "
-                                                                                "contradict each other: the full model has sparsity 0")
+        if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} "
+                                                              "contradict each other: give one of them")
+    if given.get("method") == "dense" and given.get("sparsity"): raise BadInput("method dense and sparsity "
+                                                                                f"{given['sparsity']} "
+                                                                                "contradict each other: the full "
+                                                                                "model has sparsity 0")
 
 # %% ../nbs/05_grid.ipynb #fe282c09
 def where(
@@ -169,7 +184,8 @@ def filled(
     "Put folders of this machine into a grid"
     code = re.sub(r"(?m)^\s*#.*$", "", text)
     lacking = [name for name in dict.fromkeys(re.findall(r"\$\{(\w+)\}", code)) if not os.environ.get(name)]
-    if lacking: raise BadInput(f"{path} needs {' and '.join(lacking)}: set {'it' if len(lacking) == 1 else 'them'} in the environment, "
+    if lacking: raise BadInput(f"{path} needs {' and '.join(lacking)}: set {'it' if len(lacking) == 1 else 'them'} "
+                               "in the environment, "
                                f"as the comment at its top says")
     return re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
 
@@ -183,12 +199,14 @@ def read_grid(
         if Path(path).stat().st_size > 10**6: raise BadInput(f"grid file {path} is larger than 1 MB")
         text = filled(Path(path).read_text(encoding="utf-8"), path)
         node = yaml.compose(text)
-        if (count := written_out(node, {})) > MOST_VALUES: raise BadInput(f"{path} holds {count:,} values once its aliases are written "
+        if (count := written_out(node, {})) > MOST_VALUES: raise BadInput(f"{path} holds {count:,} values once its "
+                                                                          "aliases are written "
                                                                           f"out, more than {MOST_VALUES:,}")
         twice, grid = list(dict.fromkeys(doubled_keys(node))), yaml.safe_load(text)
     except FileNotFoundError: raise BadInput(f"grid file {path} does not exist") from None
     except OSError as error: raise BadInput(f"grid file {path} cannot be read: {error.strerror}") from None
-    except RecursionError: raise BadInput(f"{path} is not valid YAML for a grid: it is nested too deep, or contains itself") from None
+    except RecursionError: raise BadInput(f"{path} is not valid YAML for a grid: it is nested too deep, or contains "
+                                          "itself") from None
     except BadInput: raise
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError,
             ValueError) as error: raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None

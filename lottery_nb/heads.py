@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED', 'MODELS', 'name_heads', 'pattern_shares', 'heterogeneous
            'clearest', 'annotation_notebook']
 
 # %% ../nbs/43_heads.ipynb #9b27ec64
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def pattern_shares(
     "Distribution of patterns (Prasanna et al. 2020, Figures 4 and 18)"
     if surviving is not None: named = named[surviving[named["layer"], named["head"]]]
     if not len(named): raise BadInput("no head survives: there are no maps to count")
-    return pd.crosstab([named[name] for name in by], named["pattern"], normalize="index").reindex(columns=list(CLASSES), fill_value=0.)
+    return pd.crosstab([named[name] for name in by], named["pattern"],
+                       normalize="index").reindex(columns=list(CLASSES), fill_value=0.)
 
 # %% ../nbs/43_heads.ipynb #1edc46bf
 def heterogeneous_correlation(
@@ -72,7 +74,8 @@ def heterogeneous_correlation(
     share = (named["pattern"] == "heterogeneous").groupby([named["layer"], named["head"]]).mean()
     lives = np.array([surviving[place] for place in share.index], float)
     if lives.std() == 0 or share.std() == 0: return dict(pearson=np.nan, low=np.nan, high=np.nan, p=np.nan)
-    test = permutation_test((lives,), lambda x: np.corrcoef(x, share)[0, 1], permutation_type="pairings", n_resamples=draws, rng=seed)
+    test = permutation_test((lives,), lambda x: np.corrcoef(x, share)[0, 1], permutation_type="pairings",
+                            n_resamples=draws, rng=seed)
     low, high = np.quantile(test.null_distribution, [.025, .975])
     return dict(pearson=float(test.statistic), low=float(low), high=float(high), p=float(test.pvalue))
 
@@ -89,7 +92,8 @@ def published_shares(
         for task, kinds in tasks.items():
             for kind, shares in kinds.items():
                 names = {PUBLISHED.get(name.lower(), name.lower()): share for name, share in shares.items()}
-                rows[setting, task, "raw" if kind == "attention" else "norm"] = {name: names.get(name, 0.) for name in CLASSES}
+                rows[setting, task, "raw" if kind == "attention" else "norm"] = {name: names.get(name, 0.)
+                                                                                 for name in CLASSES}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task", "kind"])
 
 # %% ../nbs/43_heads.ipynb #59ba64d3
@@ -117,7 +121,8 @@ def classifier_of(
     return PatternCNN.load(spec.cnn) if spec.cnn else default_cnn(spec.cnn_maps, spec.cnn_epochs)
 
 # %% ../nbs/43_heads.ipynb #4882f0ed
-MODELS = {"pre-trained": lambda spec, root: theta0(target_spec(spec)), "fine-tuned": lambda spec, root: fine_tuned(spec, root)}
+MODELS = {"pre-trained": lambda spec, root: theta0(target_spec(spec)),
+          "fine-tuned": lambda spec, root: fine_tuned(spec, root)}
 
 # %% ../nbs/43_heads.ipynb #692f61ec
 def named_heads(
@@ -127,7 +132,8 @@ def named_heads(
     "Name every head of both models on every text, as a stage (Prasanna et al. 2020, Appendix F)"
     cnn, tokenizer = classifier_of(spec), load_tokenizer(spec.model)
     weights = tensor_digest(cnn.state_dict().values())
-    depends = {name: value for name, value in spec.identity().items() if name not in ("ticket", "published", "cnn", "cnn_maps", "cnn_epochs")}
+    depends = {name: value for name, value in spec.identity().items() if name not in ("ticket", "published", "cnn",
+                                                                                      "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
         for model, load in MODELS.items():
@@ -136,8 +142,10 @@ def named_heads(
                 if path.exists(): continue
                 table = name_heads(cnn, load(spec, root), tokenizer, texts, kind, True, blocks=spec.blocks, token_types=spec.token_types)
                 with atomic(path) as temp: table.assign(model=model, kind=kind).to_parquet(temp)
-    folder = stage(stage_folder(f"patterns-{slugged(spec.task)}-r{spec.seed}", depends | {"classifier": weights}, root), make)
-    return pd.concat([pd.read_parquet(folder/f"{model}-{kind}.parquet") for model in MODELS for kind in ("raw", "norm")], ignore_index=True)
+    folder = stage(stage_folder(f"patterns-{slugged(spec.task)}-r{spec.seed}",
+                                depends | {"classifier": weights}, root), make)
+    return pd.concat([pd.read_parquet(folder/f"{model}-{kind}.parquet") for model in MODELS
+                      for kind in ("raw", "norm")], ignore_index=True)
 
 # %% ../nbs/43_heads.ipynb #320c1983
 def run_named(
@@ -147,7 +155,8 @@ def run_named(
     "A run by its id, or by the readable part of it where one finished run has that"
     known = sorted(path.parent for path in runs_root(root).glob(f"{glob.escape(name)}-*/result.json"))
     if (runs_root(root)/name).is_dir() or not known: return runs_root(root)/name
-    if len(known) > 1: raise BadInput(f"ticket {name} may be any of {', '.join(path.name for path in known)}: give more of its id")
+    if len(known) > 1: raise BadInput(f"ticket {name} may be any of {', '.join(path.name for path in known)}: give "
+                                      "more of its id")
     return known[0]
 
 # %% ../nbs/43_heads.ipynb #3a54ac51
@@ -159,9 +168,12 @@ def surviving_heads(
     "The heads that a structured run kept"
     if not spec.ticket: return None
     ticket = Ticket.load(spec.ticket if Path(spec.ticket).exists() else run_named(spec.ticket, root))
-    if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
-    heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
-    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has "
+    if "gates" not in ticket.provenance: raise BadInput("ticket must come from a structured run (heads kept or "
+                                                        f"closed), got {spec.ticket}")
+    heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1,
+                                                                       named["head"].max() + 1)
+    if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × "
+                                            f"{heads.shape[1]} heads, the model has "
                                             f"{there[0]} × {there[1]}")
     model = base_of(spec.model)
     check_architecture(ticket, model)
@@ -175,7 +187,8 @@ def share_table(
 ) -> pd.DataFrame:                     # heads (all, surviving), model, kind × classes: shares that sum to one
     "Figures 4 and 18 as a table: all and surviving heads, pre-trained and fine-tuned, raw and norm-weighted"
     groups = {"all": None} | ({"surviving": surviving} if surviving is not None and surviving.any() else {})
-    return pd.concat({name: pattern_shares(named, ["model", "kind"], heads) for name, heads in groups.items()}, names=["heads"])
+    return pd.concat({name: pattern_shares(named, ["model", "kind"], heads) for name, heads in groups.items()},
+                     names=["heads"])
 
 # %% ../nbs/43_heads.ipynb #a5154f1b
 def attention_result(
@@ -188,10 +201,13 @@ def attention_result(
     shares = {" ".join(place): row.to_dict() for place, row in table.iterrows()}
     found = {}
     for kind in ("raw", "norm") if surviving is not None else ():
-        found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], surviving, seed=spec.seed)
+        found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)],
+                                                surviving, seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
-    flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"]) for kind in ("raw", "norm")}
-    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares, correlations=found) | record(spec) | flat
+    flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"])
+            for kind in ("raw", "norm")}
+    return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares,
+                correlations=found) | record(spec) | flat
 
 # %% ../nbs/43_heads.ipynb #93d2de32
 def clearest(
@@ -208,7 +224,8 @@ def clearest(
     texts, found = texts_of(spec, tokenizer), {}
     for name in (name for name in CLASSES if name in best.index):
         text, layer, head = (int(best.loc[name, part]) for part in ("text", "layer", "head"))
-        maps = next(read_texts(net, tokenizer, [texts[text]], kind, blocks=spec.blocks, token_types=spec.token_types)).maps
+        maps = next(read_texts(net, tokenizer, [texts[text]], kind, blocks=spec.blocks,
+                               token_types=spec.token_types)).maps
         found[f"{name}, layer {layer} head {head}"] = maps[layer][head]
     return found
 
@@ -226,8 +243,10 @@ def annotation_notebook(
     if out.suffix != ".jsonl": raise BadInput(f"out must be a .jsonl file, got {out.name}")
     if not samples.exists():
         tokenizer = load_tokenizer(spec.model)
-        records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts, spec.seed, kind, spec.model, spec.task)
-        with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts,
+                              spec.seed, kind, spec.model, spec.task)
+        with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records),
+                                                      encoding="utf-8")
     cell = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
             f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))")
     with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)

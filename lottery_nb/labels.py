@@ -43,10 +43,12 @@ def unpack_map(
     try:
         side, largest, cells = text.split(":")
         side, largest = int(side), float(largest)
-        if not 0 < side <= 2**12 or not 0 <= largest < np.inf: raise ValueError("its side or its largest value is out of range")
+        if not 0 < side <= 2**12 or not 0 <= largest < np.inf: raise ValueError("its side or its largest value is "
+                                                                                "out of range")
         values = zlib.decompressobj().decompress(base64.b64decode(cells, validate=True), side * side + 1)
         values = np.frombuffer(values, np.uint8).reshape(side, side)
-    except (AttributeError, ValueError, zlib.error) as error: raise BadInput(f"the map {str(text)[:20]!r}… cannot be read: {error}") from None
+    except (AttributeError, ValueError,
+            zlib.error) as error: raise BadInput(f"the map {str(text)[:20]!r}… cannot be read: {error}") from None
     return (largest * (values / 31) ** 2).astype(np.float32)
 
 # %% ../nbs/42_labels.ipynb #308a468f
@@ -123,13 +125,15 @@ def checked_record(
 ) -> dict:            # the same; numbers are numbers, and `map` is unpacked
     "Check a record; whatever is wrong with it is `BadInput`"
     if not isinstance(row, dict): raise BadInput(f"{where} is no JSON object")
-    missing = [name for name in IDENTITY + ("special", "map") if row.get(name) in (None, "") and name not in ("model", "task", "special") or row.get(name) is None or row[name] != row[name]]
+    missing = [name for name in IDENTITY + ("special", "map") if row.get(name) in (None, "")
+               and name not in ("model", "task", "special") or row.get(name) is None or row[name] != row[name]]
     if missing: raise BadInput(f"{where} has no {missing[0]}")
     if labelled: one_of(f"label of {where}", row.get("label"), CLASSES)
     try:
         numbers = {name: int(row[name]) for name in ("row", "layer", "head")}
         one, special = unpack_map(row["map"]), [int(place) for place in str(row["special"]).split()]
-        if not all(0 <= place < len(one) for place in special): raise ValueError(f"special {row['special']!r} has a place outside the map")
+        if not all(0 <= place < len(one)
+                   for place in special): raise ValueError(f"special {row['special']!r} has a place outside the map")
     except (ValueError, TypeError, OverflowError) as error: raise BadInput(f"{where}: {error}") from None
     return row | numbers | {"map": one}
 

@@ -16,14 +16,16 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from .files import atomic, cache_dir, one_of, short_hash, stage, write_json
-from .language import LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer, micro_vocab, reserved
+from .language import (LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer,
+                                 micro_vocab, reserved)
 from .spec import WORLD
 from .weights import architecture, encoder_layers, mlm_head
 
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
 SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05,
             hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98], masked=.15, salient=.6,
+RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98],
+              masked=.15, salient=.6,
               relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
 
 # %% ../nbs/21_micro.ipynb #fc44f689
@@ -34,7 +36,8 @@ def micro_config(
     from transformers import BertConfig, RobertaConfig
     words = len(micro_vocab(architecture))
     if architecture == "bert": return BertConfig(vocab_size=words, max_position_embeddings=64, **SIZE)
-    return RobertaConfig(vocab_size=words, max_position_embeddings=66, type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2, **SIZE)
+    return RobertaConfig(vocab_size=words, max_position_embeddings=66, type_vocab_size=1, bos_token_id=0,
+                         pad_token_id=1, eos_token_id=2, **SIZE)
 
 # %% ../nbs/21_micro.ipynb #430f8a4d
 def random_model(
@@ -143,7 +146,8 @@ def masked_batch(
     others = generator.integers(len(specials), len(micro_vocab()), size=tokens.shape)
     shown = np.where(hidden & (fate < 8000), mask, np.where(hidden & (fate < 9000), others, tokens))
     segments = (np.arange(width) >= packed.middle[rows, None]) & (tokens >= 0) & (architecture == "bert")
-    arrays = dict(input_ids=np.where(tokens < 0, pad, shown), attention_mask=(tokens >= 0).astype(int), token_type_ids=segments.astype(int),
+    arrays = dict(input_ids=np.where(tokens < 0, pad, shown), attention_mask=(tokens >= 0).astype(int),
+                  token_type_ids=segments.astype(int),
                   hidden=hidden, words=tokens[hidden], label=packed.label[rows])
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
@@ -166,12 +170,14 @@ class Trainee:
             self.relation = self.model.cls.seq_relationship if architecture == "bert" else torch.nn.Linear(self.model.config.hidden_size, 2)
         modules = torch.nn.ModuleList([self.model, self.pooler, self.relation])
         self.weights = dict(modules.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=0., betas=tuple(recipe["betas"]), weight_decay=recipe["weight_decay"], fused=True)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=0., betas=tuple(recipe["betas"]),
+                                           weight_decay=recipe["weight_decay"], fused=True)
 
     def loss(self, batch: dict):
         "Masked language modelling and next-sentence label"
         from torch.nn.functional import cross_entropy
-        hidden = self.model.base_model(**{k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}).last_hidden_state
+        hidden = self.model.base_model(**{k: batch[k] for k in ("input_ids", "attention_mask",
+                                                                "token_type_ids")}).last_hidden_state
         related = cross_entropy(self.relation(self.pooler(hidden)), batch["label"], reduction="sum") / len(hidden)   # unlabelled documents (-100) count 0
         return cross_entropy(self.words(hidden[batch["hidden"]]), batch["words"]) + self.recipe["relation"] * related
 
@@ -192,7 +198,8 @@ class Trainee:
         "Write weights, optimizer and losses to one file"
         import json
         from safetensors.torch import save_file
-        state = {f"{name}|{part}": value for name, weight in self.weights.items() for part, value in (("weight", weight.data),
+        state = {f"{name}|{part}": value for name, weight in self.weights.items()
+                 for part, value in (("weight", weight.data),
                                                                                                       *self.optimizer.state[weight].items())}
         with atomic(path) as temp: save_file(state, temp, metadata=dict(losses=json.dumps(losses)))
 
@@ -203,7 +210,8 @@ class Trainee:
         with safe_open(path, "pt") as file:
             for name, weight in self.weights.items():
                 weight.data.copy_(file.get_tensor(f"{name}|weight"))
-                self.optimizer.state[weight] = {part: file.get_tensor(f"{name}|{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[weight] = {part: file.get_tensor(f"{name}|{part}")
+                                                for part in ("step", "exp_avg", "exp_avg_sq")}
             return json.loads(file.metadata()["losses"])
 
 # %% ../nbs/21_micro.ipynb #edf3cbaa
@@ -218,9 +226,11 @@ def pretrain(
     packed, before = pack(lessons(recipe), architecture), torch.get_num_threads()
     torch.set_num_threads(recipe["threads"])
     try:
-        trainee, steps, checkpoint = Trainee(architecture, recipe), batches(packed, recipe), Path(folder)/"checkpoint.safetensors"
+        trainee, steps, checkpoint = Trainee(architecture,
+                                             recipe), batches(packed, recipe), Path(folder)/"checkpoint.safetensors"
         losses = trainee.load(checkpoint) if checkpoint.exists() else []
-        for i in (bar := tqdm(range(len(losses), len(steps)), f"pre-training micro-{architecture}", initial=len(losses), total=len(steps))):
+        for i in (bar := tqdm(range(len(losses), len(steps)), f"pre-training micro-{architecture}",
+                              initial=len(losses), total=len(steps))):
             losses.append(trainee.step(i, masked_batch(packed, steps[i], i, recipe, architecture)))
             if i % 50 == 0: bar.set_postfix(loss=f"{losses[-1]:.2f}", refresh=False)
             if (i + 1) % recipe["every"] == 0: trainee.save(checkpoint, losses)
@@ -257,11 +267,13 @@ def tiny_world(
     (folder/"bert").mkdir(parents=True, exist_ok=True)
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] the film meal was good fine bad poor".split()
     BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder/"bert")
-    size = dict(num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=32, max_position_embeddings=16)
+    size = dict(num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=32,
+                max_position_embeddings=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder/"bert")
-    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal") for word, label in (("good", "yes"), ("fine", "yes"),
+    rows = [f"the {thing} was {word},{label}" for thing in ("film", "meal")
+            for word, label in (("good", "yes"), ("fine", "yes"),
                                                                                                 ("bad", "no"), ("poor", "no"))]
     (folder/"reviews.csv").write_text("text,label\n" + "\n".join(8 * rows) + "\n", encoding="utf-8")
     return str(folder/"bert"), str(folder/"reviews.csv")

@@ -76,7 +76,9 @@ def load_tokenizer(
     except Exception as error: raise BadInput(f"the tokenizer of model {model} cannot be loaded: {short_reason(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens): raise BadInput(f"model folder {model} has no tokenizer (tokenizer.json or vocab.txt)")
     token, number = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    if number >= config.vocab_size: raise BadInput(f"the tokenizer of model {model} has tokens that its embedding of {config.vocab_size} rows lacks, up to {token!r} with number {number}; resize the embedding and save the model again")
+    if number >= config.vocab_size: raise BadInput(f"the tokenizer of model {model} has tokens that its embedding of {config.vocab_size} "
+                                                   f"rows lacks, up to {token!r} with number {number}; resize the embedding and save the "
+                                                   "model again")
     return tokenizer
 
 # %% ../nbs/23_models.ipynb #c4205e9c
@@ -142,7 +144,8 @@ def check_used(
 ):
     "Heads that are not asked for may stay in the files; weights of the trunk may not (relative positions, more layers)"
     trunk = sorted(name for name in unused if part_of(net, name) in ("embeddings", "encoder") and not name.endswith("_ids"))
-    if trunk: raise BadInput(f"model {model} has {len(trunk)} weights that {type(net).__name__} has no place for, among them {trunk[0]}: it would be another model without them")
+    if trunk: raise BadInput(f"model {model} has {len(trunk)} weights that {type(net).__name__} has no place for, among them {trunk[0]}: "
+                             "it would be another model without them")
 
 # %% ../nbs/23_models.ipynb #869aad27
 def fresh_names(

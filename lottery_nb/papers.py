@@ -865,8 +865,7 @@ def page_attention(
 ) -> list[dict]:        # results of finished attention runs
     "The attention runs of a page"
     roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
-    for root in roots:
-        if root.is_file(): raise BadInput(f"runs must be a folder: a table has no shares of patterns, got {root}")
+    if files := [str(root) for root in roots if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
     return [result for root in roots for result in finished_runs(root) if result["template"] == "attention"]
 
 # %% ../nbs/54_papers.ipynb #6eea6ec1

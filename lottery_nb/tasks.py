@@ -332,7 +332,8 @@ def answers_of(
         if start < 0 or not context.startswith(text, start):
             start = first
             if not text or first < 0 or context.find(text, first + 1) >= 0:
-                raise BadInput(f"{where}: the answer {text[:60]!r} of question {str(qa['id'])[:60]} is not at answer_start {answer['answer_start']} and not once in its paragraph")
+                raise BadInput(f"{where}: the answer {text[:60]!r} of question {str(qa['id'])[:60]} is not at answer_start "
+                               f"{answer['answer_start']} and not once in its paragraph")
         starts.append(start)
     return {"text": [answer["text"] for answer in qa["answers"]], "answer_start": starts}
 
@@ -475,7 +476,8 @@ def user_task(
     "Make a task from the user's own file"
     *texts, label = columns
     empty = [number for number, value in enumerate(values, 1) if not has_label(value)]
-    if empty: raise BadInput(f"{path}, row {empty[0]}: column {label} is empty (found {values[empty[0] - 1]!r}; {len(empty)} of {len(values)} rows have no label): "
+    if empty: raise BadInput(f"{path}, row {empty[0]}: column {label} is empty (found {values[empty[0] - 1]!r}; {len(empty)} of "
+                             f"{len(values)} rows have no label): "
                              "leave these rows out, or write another name if it is a class")
     pair = texts[1] if len(texts) == 2 else None
     if (kind or ("regression" if is_score(values) else "")) == "regression":
@@ -675,7 +677,8 @@ def understood(
     "Say what a training's data were taken for"
     about = about_data(spec, data)
     classes = [f"{name}: {' + '.join(map(str, count.values()))}" for name, count in about["classes"].items()]
-    parts = [f"{about['task']}: {about['kind']}" + (f", {len(classes)} classes ({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''})" if classes else "")]
+    parts = [f"{about['task']}: {about['kind']}"
+             + (f", {len(classes)} classes ({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''})" if classes else "")]
     parts += [f"columns {', '.join(about['columns'])}", " + ".join(f"{count} {split}" for split, count in about["rows"].items()) + " rows"]
     parts += [f"dev rows: {about['dev_rows']}"]
     read = [f"{name} {about[name]!r}" for name in ("delimiter", "encoding") if name in about]

@@ -147,7 +147,9 @@ def load_weights(
     if not head:
         trunk = lambda some, other: {n: w for n, w in some.items() if n.startswith(f"{net.base_model_prefix}.") and (n in other or part_of(net, n) != "pooler")}
         own, saved = trunk(own, saved), trunk(saved, own)
-    if {name: w.shape for name, w in saved.items()} != {name: w.shape for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of this {type(net).__name__}")
+    if {name: w.shape for name, w in saved.items()} != {name: w.shape
+                                                        for name, w in own.items()}: raise BadInput(f"{path} does not hold the weights of "
+                                                                                                    f"this {type(net).__name__}")
     for name, weights in own.items(): weights.data.copy_(saved[name])
     return net
 

@@ -12,6 +12,11 @@ MODULES = [p for p in sorted((ROOT/"lottery_nb").glob("*.py")) if not p.name.sta
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 ALL_NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 TEMPLATES = sorted(ROOT.glob("nbs/runs/*.ipynb"))
+REPORTS = sorted(ROOT.glob("nbs/reports/*.ipynb"))
+TWICE = {"shown"}     # names that still mean two things
+WIDE = {"baseline": 1, "datafiles": 5, "files": 1, "imp": 3, "masks": 5, "methods": 3, "plan": 2, "scores": 2, "spec": 8, "store": 2,
+        "sweep": 5, "tamt": 7, "tasks": 3, "tickets": 4, "weights": 5}     # module → lines over 160 columns that it still has
+OVER_120 = 774     # lines over 120 columns, all modules; only falls
 ORDER = {path.stem.split("_", 1)[1]: number for number, path in enumerate(LIBRARY)}
 
 
@@ -166,3 +171,78 @@ def test_parameters_mirror_the_spec(path):
     assert {f.name: f.default for f in fields(kind)} == {f.name: values[f.name] for f in fields(kind)}
     written = dict(re.findall(r"^(\w+): \w+ = [^#\n]*# (.+)$", cell, re.M))
     assert written == field_help(kind)
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=name)
+def test_a_report_is_calls(path):
+    "At most fifteen code cells, each imports, or one call and one display; what they compute is in `papers` and its like"
+    code = [source(c) for c in cells(path) if c["cell_type"] == "code"]
+    logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If, ast.IfExp, ast.With, ast.Try, ast.comprehension)
+    assert len(code) <= 15
+    assert [text for text in code if any(isinstance(node, logic) for node in ast.walk(ast.parse(text)))] == []
+    assert [text for text in code if sum(isinstance(node, ast.Expr) for node in ast.parse(text).body) > 1] == []
+
+
+def exports(path):
+    "Public names of a module"
+    nodes = [n.value for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    return ast.literal_eval(nodes[0]) if nodes else []
+
+
+def test_a_public_name_means_one_thing():
+    homes = {}
+    for path in MODULES:
+        for public_name in exports(path): homes.setdefault(public_name, []).append(path.stem)
+    assert {public_name: where for public_name, where in homes.items() if len(where) > 1 and public_name not in TWICE} == {}
+
+
+def lines_over(width):
+    "Module → how many of its lines are wider"
+    return {path.stem: sum(len(line) > width for line in path.read_text().split("\n")) for path in MODULES}
+
+
+def test_no_line_over_160_columns():
+    "Modules in `WIDE` still have some, and may not get more"
+    assert {module: count for module, count in lines_over(160).items() if count > WIDE.get(module, 0)} == {}
+
+
+def test_lines_over_120_columns_only_fall():
+    assert sum(lines_over(120).values()) <= OVER_120
+
+
+def test_notebook_numbers_are_unique():
+    numbers = [path.stem.split("_")[0] for path in LIBRARY]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_most_definitions_are_followed_at_once_by_an_example():
+    "Seven in ten defining cells: the very next code cell runs"
+    at_once = []
+    for path in LIBRARY:
+        code = [c for c in cells(path) if c["cell_type"] == "code"]
+        at_once += [not source(after).startswith("#| export") for cell, after in zip(code, [*code[1:], None]) if defines(cell) and after]
+    assert sum(at_once)/len(at_once) >= .7
+
+
+def purpose(path): return [line for line in source(cells(path)[0]).split("\n") if line.strip()][1].removeprefix("> ")
+
+
+def test_the_index_is_true():
+    "Every notebook once, in reading order, with its own purpose line"
+    told = dict(re.findall(r"^\| `([\w/]+)` \| (.*) \|$", "\n".join(source(c) for c in cells(ROOT/"nbs"/"index.ipynb") if c["cell_type"] == "markdown"), re.M))
+    there = [*LIBRARY, *sorted(ROOT.glob("nbs/tutorials/[0-9]*.ipynb")), *REPORTS]
+    assert list(told.items()) == [(path.relative_to(ROOT/"nbs").with_suffix("").as_posix(), purpose(path)) for path in there]
+
+
+def test_notebooks_are_called_by_their_names():
+    "A mention such as `41_patterns` in text names a notebook that exists"
+    known = {path.stem for path in ALL_NOTEBOOKS}
+    texts = {path.name: "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown") for path in ALL_NOTEBOOKS}
+    texts["README.md"] = (ROOT/"README.md").read_text()
+    assert {(where, word) for where, text in texts.items() for word in re.findall(r"\b(\d\d_[a-z_0-9]+)", text) if word not in known} == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT/"grids").glob("*.yaml")), ids=name)
+def test_grids_name_no_folder_that_a_user_lacks(path):
+    code = re.sub(r"#.*", "", path.read_text())
+    assert re.findall(r"(?:model|data_dir|text|published): (?:&\w+ )?[\"']?([./~][^\s,\"'}]*)", code) == []
