@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.sparse import to_sparse_semi_structured
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .files import BadInput, one_of

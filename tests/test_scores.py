@@ -6,7 +6,7 @@ from torch import nn
 
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
-from lottery_nb.scores import SCORES, Scores, batch_losses, collect, first_order, fisher, input_norms, magnitude, needs, random, reads_data, snip, wanda
+from lottery_nb.scores import SCORES, ScoreMap, batch_losses, collect, first_order, fisher, input_norms, magnitude, needs, random, reads_data, snip, wanda
 from lottery_nb.select import topk_mask
 from lottery_nb.weights import prunable
 
@@ -204,7 +204,7 @@ def test_wanda_refuses_what_has_no_inputs(tiny, pool):
 def made_up():
     "Criteria of one's own, put into the table for a test"
     SCORES["broken"] = lambda weights, losses: {name: weight.detach() / 0 * 0 for name, weight in weights.items() if [*losses] is not None}
-    SCORES["negative"] = lambda weights: Scores(weights, lambda weight: -weight.abs())
+    SCORES["negative"] = lambda weights: ScoreMap(weights, lambda weight: -weight.abs())
     SCORES["odd"] = lambda weights, colour: weights
     yield
     for name in ("broken", "negative", "odd"): del SCORES[name]
