@@ -139,7 +139,7 @@ def token_roles(
 
 # %% ../nbs/40_attention.ipynb #8e5480e5
 def read_texts(
-    model: nn.Module,                           # a BERT or RoBERTa of Hugging Face
+    model: nn.Module,                           # a model of the table
     tokenizer: Any,                             # its tokenizer
     texts: list[str] | list[tuple[str, str]],   # sentences, or pairs of them
     kind: str = "raw",                          # raw or norm

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
-           'materials', 'theta0', 'restore_weights', 'train_once', 'train_into', 'whole_length', 'dense',
-           'training_history', 'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local',
-           'data_only', 'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
+           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'dense', 'training_history',
+           'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local', 'data_only',
+           'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import os
@@ -21,7 +21,6 @@ from typing import Callable, NamedTuple
 import pandas as pd
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .datafiles import data_root
@@ -32,7 +31,7 @@ from .names import TASKS, architecture_of, is_micro, source_names
 from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
 from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood, unknown_share
-from .training import Training, encoded, evaluate, finetune, save_weights, steps
+from .training import Training, encoded, evaluate, finetune, load_weights, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
 def target_spec(
@@ -86,20 +85,6 @@ def theta0(
     "The model that a training starts from"
     return load_model(spec.model, materials(spec).task, spec.seed, spec.dropout)
 
-# %% ../nbs/31_baseline.ipynb #7ce6c7a5
-def restore_weights(
-    model: PreTrainedModel,     # changed in place
-    path: Path,                 # a file of `save_weights`
-    head: bool = True,          # restore the task head too
-):
-    "Put saved weights into a model; without `head` only what lies under its base model"
-    prefix = f"{model.base_model_prefix}."
-    saved = {name: tensor for name, tensor in load_file(path).items() if head or name.startswith(prefix)}
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            if name in own: own[name].copy_(tensor)
-
 # %% ../nbs/31_baseline.ipynb #a1de2e3f
 WEIGHTS = "model.safetensors"      # trained weights; written last, so a training that has them is done
 SNAPSHOT = "theta_i.safetensors"   # weights to rewind to, in the stage of a chain's first level
@@ -118,7 +103,7 @@ def train_once(
         if training.snapshot: os.replace(training.snapshot, folder/SNAPSHOT)
         save_weights(model, folder/WEIGHTS)
     shutil.rmtree(folder/"checkpoints", ignore_errors=True)
-    restore_weights(model, folder/WEIGHTS)
+    load_weights(model, folder/WEIGHTS)
 
 # %% ../nbs/31_baseline.ipynb #a469445c
 def train_into(

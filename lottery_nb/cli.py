@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_fields', 'summary', 'sentence', 'duration',
-           'text_table', 'tidied', 'what_is_read', 'run_one', 'sweep_command', 'run_command', 'costs', 'cost_text',
-           'gpu_workers', 'report', 'status_command', 'results_command', 'shown_table', 'summarised', 'info',
-           'verify_command', 'ticket_folder', 'agreement_command', 'report_command', 'annotate_command', 'doctor',
-           'checks', 'device_check', 'folder_check', 'leftover_check', 'data_check', 'main']
+           'text_table', 'tidied', 'what_is_read', 'run_one', 'run_command', 'sweep_command', 'costs', 'cost_text',
+           'gpu_workers', 'report', 'status_command', 'shown_table', 'summarised', 'results_command', 'info',
+           'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
+           'report_command', 'annotate_command', 'device_check', 'folder_check', 'leftover_check', 'data_check',
+           'checks', 'doctor', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -24,8 +25,8 @@ import typer
 
 from .files import BadInput, disk_full, left_over, one_of, runs_root, sweep_up
 from .grid import read_grid
-from .spec import SPECS, RunSpec, make_spec, parse_value
 from .names import is_file
+from .spec import SPECS, RunSpec, make_spec, parse_value
 from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
 from .sweep import RunFailed, Worker, gpu_slots, known_results, progress, sweep, sweep_on_ray, visible_gpus
 
@@ -104,7 +105,7 @@ def text_table(
 # %% ../nbs/62_cli.ipynb #2615004f
 app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
-ticket_app = typer.Typer(help="Look at a ticket, check it.", no_args_is_help=True)
+ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
 Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
@@ -150,6 +151,18 @@ def run_one(
     typer.echo(f"{'already done: ' if done else ''}{sentence(result)}\nnotebook {folder/'run.ipynb'}")
     if as_json: typer.echo(json.dumps(summary(result, folder)))
 
+# %% ../nbs/62_cli.ipynb #27db702c
+def run_command(
+    spec: RunSpec,              # a run
+    runs: str | None = None,    # folder of all runs
+) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
+    "The command that executes one run"
+    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
+    for name, value in spec.differing().items():
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
+    return shlex.join(words)
+
 # %% ../nbs/62_cli.ipynb #bda6aa70
 @app.command("sweep")
 def sweep_command(
@@ -186,18 +199,6 @@ def sweep_command(
     tidied(runs)
     report(specs, ended, len(known_results(specs, runs, force)))
     typer.echo(f"notebooks: {runs_root(runs)}/ID/run.ipynb")
-
-# %% ../nbs/62_cli.ipynb #27db702c
-def run_command(
-    spec: RunSpec,              # a run
-    runs: str | None = None,    # folder of all runs
-) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
-    "The command that executes one run"
-    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
-    for name, value in spec.differing().items():
-        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
-                                                        or isinstance(value, bool) else str(value)]
-    return shlex.join(words)
 
 # %% ../nbs/62_cli.ipynb #b1a88fdf
 def costs(
@@ -282,25 +283,6 @@ def status_command(
     if left: typer.echo(f"about {duration(left)} left with {at_once} at a time")
     if found["total"]["failed"]: typer.echo(f"why runs failed: {runs_root(runs)}/ID/failed.txt")
 
-# %% ../nbs/62_cli.ipynb #f92c3a49
-@app.command("results")
-def results_command(
-    runs: Runs = None,
-    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
-    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
-    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
-    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
-):
-    "Print the table of finished runs; damaged results are named, and the exit code is 1."
-    one_of("format", format, ("table", "csv", "json"))
-    tidied(runs)
-    damaged = []
-    table = results(runs, damaged.append)
-    if len(table) and (summary or figure): table = summarised(table, summary, figure)
-    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
-               nl=format != "csv" or parquet is not None)
-    if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
-
 # %% ../nbs/62_cli.ipynb #44b8031e
 def shown_table(
     table: Any,          # pandas DataFrame, the results table or its summary
@@ -327,6 +309,25 @@ def summarised(
     if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 
+# %% ../nbs/62_cli.ipynb #f92c3a49
+@app.command("results")
+def results_command(
+    runs: Runs = None,
+    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+    summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
+    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
+    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
+):
+    "Print the table of finished runs; damaged results are named, and the exit code is 1."
+    one_of("format", format, ("table", "csv", "json"))
+    tidied(runs)
+    damaged = []
+    table = results(runs, damaged.append)
+    if len(table) and (summary or figure): table = summarised(table, summary, figure)
+    typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
+               nl=format != "csv" or parquet is not None)
+    if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
+
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
 def info(
@@ -335,7 +336,7 @@ def info(
 ):
     "Print where a ticket comes from."
     from lottery_nb.tickets import Ticket
-    provenance = Ticket.load(ticket_folder(path)).provenance
+    provenance = Ticket.load(path).provenance
     typer.echo(json.dumps(provenance) if as_json else "\n".join(f"{k:<14} {v}" for k, v in provenance.items()))
 
 # %% ../nbs/62_cli.ipynb #54157339
@@ -346,16 +347,61 @@ def verify_command(
     "Check a ticket (and the run around it) against its checksums."
     from lottery_nb.tickets import Ticket
     if (path/"result.json").exists(): verify_run(path)
-    ticket = Ticket.load(ticket_folder(path))
+    ticket = Ticket.load(path)
     typer.echo(f"{path}: good; {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
 
-# %% ../nbs/62_cli.ipynb #11239b01
-def ticket_folder(
-    path: Path,   # a ticket's folder or a run's
-) -> Path:        # the ticket's folder
-    "The ticket inside a run folder, or the folder itself"
-    if not path.exists(): raise BadInput(f"ticket folder {path} does not exist")
-    return path/"ticket" if (path/"ticket").is_dir() else path
+# %% ../nbs/62_cli.ipynb #cdf59b83
+@ticket_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="A ticket, or a mask file: .safetensors, .pt or .bin of torch.nn.utils.prune, BERT-Tickets or TAMT.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the ticket.")],
+    model: Annotated[str, typer.Option(help="The model it is for: Hub name, local folder, micro or micro-roberta.")] = "bert-base-uncased",
+    pool: Annotated[str, typer.Option(help="The weights it must speak about, such as encoder or encoder+pooler.")] = "encoder",
+):
+    "Make a ticket from a mask that you have."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import imported
+    if not file.exists(): raise BadInput(f"mask file {file} does not exist")
+    save_ticket(imported(file, base_of(model), pool, model=model), folder)
+
+# %% ../nbs/62_cli.ipynb #42541c13
+@ticket_app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="A ticket's folder, or a run's.")],
+    file: Annotated[Path, typer.Argument(help="The file to write, .safetensors.")],
+    format: Annotated[str, typer.Option(help="prune: entries NAME_mask, as torch.nn.utils.prune names them.")] = "prune",
+):
+    "Write a ticket's mask for other software."
+    from lottery_nb.tickets import Ticket, export_prune
+    one_of("format", format, ("prune",))
+    ticket = Ticket.load(folder)
+    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
+
+# %% ../nbs/62_cli.ipynb #56daae3b
+@ticket_app.command("combine")
+def combine_command(
+    operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
+    folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
+    sparsity: Annotated[Optional[float], typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
+    scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
+    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
+):
+    "Combine tickets that were found on the same weights."
+    from lottery_nb.models import base_of
+    from lottery_nb.tickets import Ticket, combine, ticket_name
+    *parents, out = folders
+    named = [(ticket_name(path), Ticket.load(path)) for path in parents]
+    base = model or (named and named[0][1].provenance.get("model"))
+    save_ticket(combine(operation, named, base_of(base) if base and sparsity is not None else None, sparsity, scope), out)
+
+# %% ../nbs/62_cli.ipynb #54960b1f
+def save_ticket(
+    ticket: Any,      # a Ticket
+    folder: Path,     # a new folder
+):
+    "Write a ticket where nothing is, and say so"
+    if folder.exists(): raise BadInput(f"{folder} exists already; choose a new folder")
+    typer.echo(f"{ticket.save(folder)}: {ticket.provenance['method']}, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept, sparsity {ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #9b51de6e
 @app.command("agreement")
@@ -416,26 +462,6 @@ def annotate_command(
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 
-# %% ../nbs/62_cli.ipynb #99f02e9b
-@app.command()
-def doctor(runs: Runs = None):
-    "Say what is installed, where data and runs lie, and what is missing."
-    rows = checks(runs)
-    typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
-    if not all(good for _, good, _ in rows): raise typer.Exit(1)
-
-# %% ../nbs/62_cli.ipynb #57aefd43
-def checks(
-    runs: str | None = None,               # folder of all runs
-) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
-    "What `doctor` looks at"
-    from importlib.metadata import PackageNotFoundError, version
-    rows = [("python", sys.version_info >= (3, 11), sys.version.split()[0])]
-    for name in ("torch", "transformers", "datasets", "papermill", "safetensors", "ipykernel"):
-        try: rows.append((name, True, version(name)))
-        except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
-    return rows + [device_check(), folder_check("runs", runs_root(runs)), leftover_check(runs_root(runs)), data_check()]
-
 # %% ../nbs/62_cli.ipynb #4116e736
 def device_check() -> tuple[str, bool, str]:   # name, good, found
     "Which device torch would use"
@@ -475,6 +501,26 @@ def data_check() -> tuple[str, bool, str]:   # name, good, found
     folder = os.environ.get("LOTTERY_NB_DATA")
     if not folder: return "data", True, "LOTTERY_NB_DATA is not set: the Hub, --data-dir or the micro world"
     return "data", Path(folder).is_dir(), folder
+
+# %% ../nbs/62_cli.ipynb #57aefd43
+def checks(
+    runs: str | None = None,               # folder of all runs
+) -> list[tuple[str, bool, str]]:          # name, whether it is as it should be, what was found
+    "What `doctor` looks at"
+    from importlib.metadata import PackageNotFoundError, version
+    rows = [("python", sys.version_info >= (3, 11), sys.version.split()[0])]
+    for name in ("torch", "transformers", "datasets", "papermill", "safetensors", "ipykernel"):
+        try: rows.append((name, True, version(name)))
+        except PackageNotFoundError: rows.append((name, False, "not installed: pip install lottery-nb"))
+    return rows + [device_check(), folder_check("runs", runs_root(runs)), leftover_check(runs_root(runs)), data_check()]
+
+# %% ../nbs/62_cli.ipynb #99f02e9b
+@app.command()
+def doctor(runs: Runs = None):
+    "Say what is installed, where data and runs lie, and what is missing."
+    rows = checks(runs)
+    typer.echo("\n".join(f"{'ok' if good else 'PROBLEM':<8} {name:<14} {said}" for name, good, said in rows))
+    if not all(good for _, good, _ in rows): raise typer.Exit(1)
 
 # %% ../nbs/62_cli.ipynb #f3319e04
 def main(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
-           'mean_jaccard', 'null', 'seed_agreement', 'statistics_of', 'read_masks', 'read_any_json', 'file_masks',
-           'entry_gates', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
+           'mean_jaccard', 'null', 'statistics_of', 'seed_agreement', 'entry_gates', 'read_any_json', 'file_masks',
+           'read_masks', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
            'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
@@ -136,6 +136,21 @@ MEANING = {
                  "many seeds, but in any of them.",
 }
 
+# %% ../nbs/50_compare.ipynb #df7e8704
+def statistics_of(
+    kept: np.ndarray,    # bool, (seed, ...)
+    draws: int,          # permutations of each null
+    seed: int,           # of the permutations
+) -> dict:               # kappa, cochran_q, cochran_p, jaccard, and `_null` of each
+    "Kappa, Q and Jaccard, each beside its permutation null"
+    q, p = cochran(kept)
+    return {
+        "kappa": kappa(kept), "kappa_null": null(kappa, kept, "within_seed", draws, seed),
+        "jaccard": mean_jaccard(kept), "jaccard_null": null(mean_jaccard, kept, "within_seed", draws, seed),
+        "cochran_q": q, "cochran_p": p, "cochran_q_null": null(lambda k: cochran(k)[0], kept, "within_item",
+                                                               draws, seed),
+    }
+
 # %% ../nbs/50_compare.ipynb #b81b599d
 def seed_agreement(
     gates: list[Gates],        # one per seed, at least two
@@ -153,30 +168,20 @@ def seed_agreement(
     } | statistics_of(heads, draws, seed) | {f"mlp_{name}": value for name, value in statistics_of(mlps, draws,
                                                                                                    seed).items()}
 
-# %% ../nbs/50_compare.ipynb #df7e8704
-def statistics_of(
-    kept: np.ndarray,    # bool, (seed, ...)
-    draws: int,          # permutations of each null
-    seed: int,           # of the permutations
-) -> dict:               # kappa, cochran_q, cochran_p, jaccard, and `_null` of each
-    "Kappa, Q and Jaccard, each beside its permutation null"
-    q, p = cochran(kept)
-    return {
-        "kappa": kappa(kept), "kappa_null": null(kappa, kept, "within_seed", draws, seed),
-        "jaccard": mean_jaccard(kept), "jaccard_null": null(mean_jaccard, kept, "within_seed", draws, seed),
-        "cochran_q": q, "cochran_p": p, "cochran_q_null": null(lambda k: cochran(k)[0], kept, "within_item",
-                                                               draws, seed),
-    }
-
-# %% ../nbs/50_compare.ipynb #9b9229fd
-def read_masks(
-    path: str | Path,             # a mask file (JSON, plain or .gz), or a folder of runs
-    kind: str = "heads_mlps",     # which kind of mask; for runs: what was pruned (heads_mlps, heads or mlps)
-) -> dict[str, dict[str, Gates]]: # task → seed → gates
-    "Masks of several tasks and seeds"
-    path = Path(path)
-    if not path.exists(): raise BadInput(f"{path} does not exist")
-    return run_masks(path, kind) if path.is_dir() else file_masks(path, kind)
+# %% ../nbs/50_compare.ipynb #04a28525
+def entry_gates(
+    entry: dict,    # head_mask, mlp_mask, or one of them; other members are ignored
+    where: str,     # place in the file, for messages
+) -> Gates:         # the gates; a missing side is all open
+    "The gates of one seed"
+    if not isinstance(entry, dict) or not {"head_mask",
+                                           "mlp_mask"} & set(entry): raise BadInput(f"{where}: there must be a "
+                                                                                    "head_mask or an mlp_mask")
+    try:
+        heads = binary(entry["head_mask"], "head_mask",
+                       2) if "head_mask" in entry else np.ones((len(entry["mlp_mask"]), 12))
+        return Gates(heads, entry.get("mlp_mask", np.ones(len(heads))))
+    except (BadInput, TypeError) as error: raise BadInput(f"{where}: {error}") from None
 
 # %% ../nbs/50_compare.ipynb #4601eb17
 def read_any_json(
@@ -205,20 +210,15 @@ def file_masks(
     return {task: {seed: entry_gates(entry, f"{path}: {kind}, {task}, seed {seed}") for seed, entry in seeds.items()}
             for task, seeds in tasks.items()}
 
-# %% ../nbs/50_compare.ipynb #04a28525
-def entry_gates(
-    entry: dict,    # head_mask, mlp_mask, or one of them; other members are ignored
-    where: str,     # place in the file, for messages
-) -> Gates:         # the gates; a missing side is all open
-    "The gates of one seed"
-    if not isinstance(entry, dict) or not {"head_mask",
-                                           "mlp_mask"} & set(entry): raise BadInput(f"{where}: there must be a "
-                                                                                    "head_mask or an mlp_mask")
-    try:
-        heads = binary(entry["head_mask"], "head_mask",
-                       2) if "head_mask" in entry else np.ones((len(entry["mlp_mask"]), 12))
-        return Gates(heads, entry.get("mlp_mask", np.ones(len(heads))))
-    except (BadInput, TypeError) as error: raise BadInput(f"{where}: {error}") from None
+# %% ../nbs/50_compare.ipynb #9b9229fd
+def read_masks(
+    path: str | Path,             # a mask file (JSON, plain or .gz), or a folder of runs
+    kind: str = "heads_mlps",     # which kind of mask; for runs: what was pruned (heads_mlps, heads or mlps)
+) -> dict[str, dict[str, Gates]]: # task → seed → gates
+    "Masks of several tasks and seeds"
+    path = Path(path)
+    if not path.exists(): raise BadInput(f"{path} does not exist")
+    return run_masks(path, kind) if path.is_dir() else file_masks(path, kind)
 
 # %% ../nbs/50_compare.ipynb #4fe610fe
 def run_masks(

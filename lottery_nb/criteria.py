@@ -16,7 +16,7 @@ from .figures import score_curves
 from .methods import METHODS, mask_spec
 from .papers import no_runs, page_places
 from .report import Section
-from .spec import TicketSpec
+from .spec import EVERY, READS, RunSpec, TicketSpec
 from .tables import chosen, ticket_runs
 
 # %% ../nbs/55_criteria.ipynb #12499010
@@ -118,7 +118,8 @@ def steps_found(
     row: pd.Series,   # a run of the results table
 ) -> int | None:      # optimizer steps that its mask takes, those of a full model included where the criterion asks for one; None where data is not at hand
     "What finding a mask costs alone, as `plan` counts it"
-    names = [field.name for field in fields(TicketSpec) if field.name in row and not pd.isna(row[field.name])]
+    means = {field.name for field in fields(RunSpec)} | {*EVERY, *READS[row.method]}
+    names = [name for name in means if name in row and not pd.isna(row[name])]
     spec = TicketSpec(**{name: row[name] for name in names})
     steps = [piece.steps for piece in METHODS[spec.method].pieces(mask_spec(spec))]
     return None if None in steps else sum(steps)

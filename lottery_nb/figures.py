@@ -50,7 +50,7 @@ def score_curve(
     for method, group in rows[rows.method != "dense"].groupby("method"):
         ax.errorbar(100*group.asked_sparsity, group.score, group["std"].fillna(0), label=method,
                     color=colour_of(method), marker="o", capsize=3)
-    ax.set(xlabel="weights removed (%)", ylabel=metric.replace("_", " "), title=task)
+    ax.set(xlabel="weights removed (%)", ylabel=metric.replace("_", " "), title=task if "remark" not in rows else f"{task}\n({rows.remark.dropna().iloc[0]})")
     ax.legend(frameon=False)
     return ax
 

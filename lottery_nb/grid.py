@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST_RUNS', 'MOST_VALUES', 'DEEPEST', 'block_size', 'expand', 'grid_blocks', 'points', 'block_errors',
-           'unknown_field', 'complaints', 'point_errors', 'check_point', 'where', 'written_out', 'read_grid',
+           'unknown_field', 'complaints', 'point_errors', 'check_point', 'where', 'written_out', 'filled', 'read_grid',
            'doubled_keys']
 
 # %% ../nbs/05_grid.ipynb #9b27ec64
 import itertools
 import math
+import os
 import re
 from dataclasses import fields
 from difflib import get_close_matches
@@ -160,6 +161,18 @@ def written_out(
         known[id(node)] = 1 + sum(written_out(part, known, (*above, id(node))) for part in parts)
     return known[id(node)]
 
+# %% ../nbs/05_grid.ipynb #44d2e940
+def filled(
+    text: str,           # of a grid file
+    path: str | Path,    # where it stands, for the message
+) -> str:                # the same, with the environment's values for `${NAME}`
+    "Put folders of this machine into a grid"
+    code = re.sub(r"(?m)^\s*#.*$", "", text)
+    lacking = [name for name in dict.fromkeys(re.findall(r"\$\{(\w+)\}", code)) if not os.environ.get(name)]
+    if lacking: raise BadInput(f"{path} needs {' and '.join(lacking)}: set {'it' if len(lacking) == 1 else 'them'} in the environment, "
+                               f"as the comment at its top says")
+    return re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
+
 # %% ../nbs/05_grid.ipynb #47b5a4dd
 def read_grid(
     path: str | Path,     # a YAML file
@@ -168,7 +181,7 @@ def read_grid(
     import yaml
     try:
         if Path(path).stat().st_size > 10**6: raise BadInput(f"grid file {path} is larger than 1 MB")
-        text = Path(path).read_text(encoding="utf-8")
+        text = filled(Path(path).read_text(encoding="utf-8"), path)
         node = yaml.compose(text)
         if (count := written_out(node, {})) > MOST_VALUES: raise BadInput(f"{path} holds {count:,} values once its aliases are written "
                                                                           f"out, more than {MOST_VALUES:,}")

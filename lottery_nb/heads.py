@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'MODELS', 'name_heads', 'pattern_shares', 'heterogeneous_correlation', 'published_shares', 'texts_of',
-           'classifier_of', 'named_heads', 'surviving_heads', 'share_table', 'attention_result', 'clearest',
-           'annotation_notebook']
+           'classifier_of', 'named_heads', 'run_named', 'surviving_heads', 'share_table', 'attention_result',
+           'clearest', 'annotation_notebook']
 
 # %% ../nbs/43_heads.ipynb #9b27ec64
 import json
@@ -22,13 +22,13 @@ from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
 from .labels import sample_maps
-from .models import load_tokenizer
+from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
 from .spec import AttentionSpec, slugged
 from .store import stage_folder
 from .structured import fine_tuned
 from .tasks import load_data, task_of
-from .tickets import Ticket
+from .tickets import Ticket, check_architecture, check_weights
 from .weights import tensor_digest
 
 # %% ../nbs/43_heads.ipynb #1630cd35
@@ -139,6 +139,17 @@ def named_heads(
     folder = stage(stage_folder(f"patterns-{slugged(spec.task)}-r{spec.seed}", depends | {"classifier": weights}, root), make)
     return pd.concat([pd.read_parquet(folder/f"{model}-{kind}.parquet") for model in MODELS for kind in ("raw", "norm")], ignore_index=True)
 
+# %% ../nbs/43_heads.ipynb #320c1983
+def run_named(
+    name: str,                        # a run's id, or its beginning
+    root: str | Path | None = None,   # folder of all runs
+) -> Path:                            # the run's folder
+    "A run by its id, or by the readable part of it where one finished run has that"
+    known = sorted(path.parent for path in runs_root(root).glob(f"{glob.escape(name)}-*/result.json"))
+    if (runs_root(root)/name).is_dir() or not known: return runs_root(root)/name
+    if len(known) > 1: raise BadInput(f"ticket {name} may be any of {', '.join(path.name for path in known)}: give more of its id")
+    return known[0]
+
 # %% ../nbs/43_heads.ipynb #3a54ac51
 def surviving_heads(
     spec: AttentionSpec,              # its ticket
@@ -147,12 +158,14 @@ def surviving_heads(
 ) -> np.ndarray | None:               # bool, layer × head; None where the spec names no ticket
     "The heads that a structured run kept"
     if not spec.ticket: return None
-    folder = Path(spec.ticket) if Path(spec.ticket).exists() else runs_root(root)/spec.ticket
-    ticket = Ticket.load(folder/"ticket" if (folder/"ticket").is_dir() else folder)
+    ticket = Ticket.load(spec.ticket if Path(spec.ticket).exists() else run_named(spec.ticket, root))
     if "gates" not in ticket.provenance: raise BadInput(f"ticket must come from a structured run (heads kept or closed), got {spec.ticket}")
     heads, there = Gates.from_json(ticket.provenance["gates"]).heads, (named["layer"].max() + 1, named["head"].max() + 1)
     if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × {heads.shape[1]} heads, the model has "
                                             f"{there[0]} × {there[1]}")
+    model = base_of(spec.model)
+    check_architecture(ticket, model)
+    check_weights(ticket, model)
     return heads
 
 # %% ../nbs/43_heads.ipynb #51f9ae38

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .baseline import (SNAPSHOT, WEIGHTS, Piece, dense, dense_piece, length_of, materials, restore_weights, source_spec, source_specs,
-                                 target_spec, theta0, train_into, train_once, whole_length)
+from .baseline import (SNAPSHOT, WEIGHTS, Piece, dense, dense_piece, length_of, materials, source_spec, source_specs, target_spec, theta0,
+                                 train_into, train_once, whole_length)
 from .files import short_hash, stage
 from .joint import finetune_jointly
 from .masks import Mask
@@ -26,7 +26,7 @@ from .select import absolute, check_rows, group_levels, remaining, topk_mask
 from .spec import TicketSpec, slugged
 from .store import stage_folder
 from .tickets import Ticket, provenance_of, read_mask, write_mask
-from .training import save_weights
+from .training import load_weights, save_weights
 from .weights import prunable
 
 # %% ../nbs/32_imp.ipynb #5db5dcd2
@@ -82,7 +82,7 @@ class Chain:
         "The model after round `number`, and the mask it was trained under (none in the first)"
         model, before = theta0(self.source), self.level(number - 1) if number > 1 else None
         if before is None and self.shares_dense():
-            restore_weights(model, dense(self.source, self.root)/WEIGHTS)
+            load_weights(model, dense(self.source, self.root)/WEIGHTS)
             return model, None
         mask = Ticket.load(before/"ticket").mask if before else None
         self.restore(model, before)
@@ -103,8 +103,8 @@ class Chain:
     def restore(self, model: PreTrainedModel, before: Path | None):
         "Rewind: θ0 (as loaded), θi of the first round, or, without rewinding, the weights as they were trained"
         if before is None: return
-        if self.rewind: restore_weights(model, self.level(1)/SNAPSHOT)
-        if self.rewind is None: restore_weights(model, before/WEIGHTS)
+        if self.rewind: load_weights(model, self.level(1)/SNAPSHOT)
+        if self.rewind is None: load_weights(model, before/WEIGHTS)
         elif not self.spec.rewind_head: keep_head(model, before/WEIGHTS)
 
     def shares_dense(self) -> bool:
@@ -118,7 +118,7 @@ def keep_head(
 ):
     "Keep the trained head from round to round, as the released code does (D3)"
     rewound = {name: p.detach().clone() for name, p in model.base_model.named_parameters()}
-    restore_weights(model, path)
+    load_weights(model, path)
     with torch.no_grad():
         for name, p in model.base_model.named_parameters(): p.copy_(rewound[name])
 
@@ -223,7 +223,7 @@ def begin_rewound(
     "IMP: θ0, or θi with T - i steps at their own learning rates (Chen et al. 2020, section 4.2)"
     if not spec.rewind: return {}
     chain = chain_of(spec, root)
-    restore_weights(model, chain.level(1)/SNAPSHOT, head=chain.source.task == spec.task)
+    load_weights(model, chain.level(1)/SNAPSHOT, head=chain.source.task == spec.task)
     return steps_left(spec, whole_length(target_spec(spec)))
 
 # %% ../nbs/32_imp.ipynb #5e70d4aa
@@ -244,7 +244,7 @@ def begin_trained(
 ) -> dict:                            # settings of `finetune`: none
     "Standard pruning: the weights of the last level, never rewound"
     chain = chain_of(spec, root)
-    restore_weights(model, chain.level(len(chain.levels))/WEIGHTS, head=chain.source.task == spec.task)
+    load_weights(model, chain.level(len(chain.levels))/WEIGHTS, head=chain.source.task == spec.task)
     return {}
 
 # %% ../nbs/32_imp.ipynb #954efa78

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INTEGERS', 'Mask', 'side_by_side', 'jaccard', 'unpack_bits', 'keep_bits', 'matched', 'shard_of', 'bits_for',
-           'parameter_at', 'Hold', 'Reload', 'hold']
+           'parameter_at', 'Hold', 'Reload', 'hold', 'runs_sparse', 'semi_structured']
 
 # %% ../nbs/11_masks.ipynb #c55fbd7e
 import weakref
@@ -319,3 +319,30 @@ def hold(
 ) -> Hold:              # `.release()` lets go; also a context manager that does
     "Keep a model inside a mask while anything trains it (the pruned training of Frankle and Carbin 2019; Chen et al. 2020, section 3)"
     return Hold(model, mask)
+
+# %% ../nbs/11_masks.ipynb #4fca1475
+def runs_sparse(
+    owner: nn.Module,   # module of a weight
+    kept: Tensor,       # bool, the mask of the weight
+) -> bool:              # whether torch's semi-structured kernels can take it
+    "Whether a matrix is 2:4, of a linear map, in half precision on a GPU, and of a size that the kernels know"
+    weight = owner.weight
+    able = isinstance(owner, nn.Linear) and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)
+    return able and kept.shape[0] % 32 == kept.shape[1] % 64 == 0 and bool((kept.reshape(-1, 4).sum(1) <= 2).all())
+
+# %% ../nbs/11_masks.ipynb #c8e9451f
+@torch.no_grad()
+def semi_structured(
+    model: nn.Module,   # changed in place
+    mask: Mask,         # which weights live
+) -> list[str]:         # members that run sparse; empty where the hardware or the pattern does not allow it
+    "Prune a model for inference, its 2:4 matrices in torch's semi-structured form where the GPU has it (Mishra et al. 2021)"
+    owners = {id(module.weight): module for module in model.modules() if isinstance(getattr(module, "weight", None), Parameter)}
+    sparse = []
+    for name, weight in matched(model, mask).items():
+        weight.mul_(mask[name].to(weight.device))
+        owner = owners.get(id(weight))
+        if owner is None or not runs_sparse(owner, mask[name]): continue
+        owner.weight = Parameter(to_sparse_semi_structured(weight.detach()), requires_grad=False)
+        sparse.append(name)
+    return sparse

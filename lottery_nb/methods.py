@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES_FILE', 'EXAMPLES', 'CHAINED', 'MASKED', 'METHODS', 'Method', 'shown', 'saved_scores', 'calibrated', 'one_shot',
-           'movement_key', 'find_moved', 'movement_pieces', 'found_whole', 'add_method', 'mask_spec', 'find_ticket',
-           'starting_point', 'retrain', 'result_of', 'ticket_pieces']
+           'movement_key', 'find_moved', 'movement_pieces', 'found_whole', 'find_given', 'add_method', 'mask_spec',
+           'find_ticket', 'starting_point', 'retrain', 'result_of', 'ticket_pieces']
 
 # %% ../nbs/38_methods.ipynb #220dd3af
 import shutil
@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .baseline import (WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, record, restore_weights, source_spec,
-                                 target_spec, theta0, train_into)
+from .baseline import (WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, record, source_spec, target_spec, theta0,
+                                 train_into)
 from .files import atomic, read_json, short_hash, stage
 from .imp import begin_rewound, begin_trained, chain_pieces, find_by_chain, steps_left
 from .masks import Mask
@@ -27,18 +27,18 @@ from .models import start_weights
 from .movement import train_scores
 from .scores import collect, linear_owner, needs, reads_data
 from .select import check_rows, topk_mask
-from .spec import READS, SCORED, RunSpec, TicketSpec, slugged
+from .spec import READS, SCORED, SHARE, RunSpec, TicketSpec, slugged
 from .store import stage_folder
 from .tamt import find_trained, mask_pieces
-from .tickets import Ticket, check_architecture, check_weights, present, provenance_of
-from .training import encoded, mask_tokens, repeatable
+from .tickets import Ticket, check_architecture, check_weights, present, provenance_of, read_any_mask
+from .training import encoded, load_weights, mask_tokens, repeatable
 from .weights import prunable
 
 # %% ../nbs/38_methods.ipynb #923922cc
 class Method(NamedTuple):
     "A row of `METHODS`"
     find: Callable[[TicketSpec, Path | None], Ticket]                         # spec at sparsity > 0 and folder of runs → its ticket
-    reads: tuple[str, ...] = ("scope",)                                       # fields beyond `EVERY` that mean something to it
+    reads: tuple[str, ...] = SHARE                                             # fields beyond `EVERY` that mean something to it
     pieces: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that finding its mask takes
     begin: Callable[..., dict] = lambda spec, model, root: {}                 # puts the weights to retrain into a model at θ0; settings of `finetune`
     begins: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that those weights take
@@ -84,7 +84,7 @@ def calibrated(
     key = source.differing() | dict(criterion=criterion, pool=spec.pool, at=at, examples=examples)
     def make(partial: Path):
         model = theta0(source)
-        if at == "finetuned": restore_weights(model, dense(source, root)/WEIGHTS)
+        if at == "finetuned": load_weights(model, dense(source, root)/WEIGHTS)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         with repeatable(): scores = collect(criterion, model, prunable(model, spec.pool), shown(source, examples), spec.seed)
         with atomic(partial/SCORES_FILE) as temp: save_file({name: score.cpu().contiguous() for name, score in scores.items()}, temp)
@@ -107,7 +107,7 @@ def one_shot(
         return Ticket(mask, provenance_of(model, mask, model=spec.model, method=spec.method, source=spec.source or spec.task, pool=spec.pool, scope=spec.scope, seed=spec.seed))
     def pieces(spec: TicketSpec) -> Iterator[Piece]:
         if reads_data(criterion) and (spec.score_at or at) == "finetuned": yield dense_piece(source_spec(spec))
-    return Method(find, pieces=pieces, **{"reads": SCORED if reads_data(criterion) else ("scope",)} | row)
+    return Method(find, pieces=pieces, **{"reads": SCORED if reads_data(criterion) else SHARE} | row)
 
 # %% ../nbs/38_methods.ipynb #bd26ff86
 def movement_key(
@@ -154,6 +154,16 @@ def found_whole(
     mask = Mask.ones_like(prunable(model, spec.pool))
     return Ticket(mask, provenance_of(model, mask, model=spec.model, method=spec.method, pool=spec.pool, scope=spec.scope, seed=spec.seed))
 
+# %% ../nbs/38_methods.ipynb #c38ad1e9
+def find_given(
+    spec: TicketSpec,                 # `mask`: a ticket's folder or a file
+    root: Path | None = None,         # folder of all runs; not used
+) -> Ticket:                          # the mask as the ticket of this run
+    "The ticket of a mask that somebody has"
+    model = theta0(target_spec(spec))
+    mask = read_any_mask(spec.mask, model, spec.pool)
+    return Ticket(mask, provenance_of(model, mask, model=spec.model, method=spec.method, pool=spec.pool, seed=spec.seed, source=Path(spec.mask).name))
+
 # %% ../nbs/38_methods.ipynb #68d2506c
 CHAINED = dict(find=find_by_chain, pieces=chain_pieces)
 MASKED = dict(find=find_trained, pieces=mask_pieces)
@@ -167,6 +177,7 @@ METHODS = {
     "wanda": one_shot("wanda", reads=READS["wanda"], colour="#332288"),
     "movement": Method(find_moved, pieces=movement_pieces, reads=READS["movement"], colour="#AA4499"),
     "imp": Method(**CHAINED, begin=begin_rewound, left=steps_left, reads=READS["imp"], colour="#D55E00"),
+    "given": Method(find_given, reads=READS["given"], colour="#DDCC77"),
     "early-bird": Method(**CHAINED, begin=begin_rewound, left=steps_left, reads=READS["early-bird"], colour="#CC6677"),
     "standard": Method(**CHAINED, begin=begin_trained, begins=chain_pieces, reads=READS["standard"], colour="#E69F00"),
     "tamt-mlm": Method(**MASKED, reads=READS["tamt-mlm"], colour="#009E73"),
@@ -225,7 +236,8 @@ def retrain(
     def make(partial: Path):
         model, left = starting_point(spec, ticket, root)
         train_into(partial, model, target_spec(spec), mask=present(ticket.mask, model), **left)
-        if spec.keep_model: model.save_pretrained(partial/"model")
+        if spec.keep_model:
+            for part in (model, materials(target_spec(spec)).tokenizer): part.save_pretrained(partial/"model")
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 
@@ -240,7 +252,7 @@ def result_of(
     metric = materials(target_spec(spec)).task.metric
     scores, full_scores = read_json(retrained/"scores.json"), read_json(full/"scores.json")
     return {"task": spec.task, "method": spec.method, "seed": spec.seed, "metric": metric, "score": scores[metric], "full_score": full_scores[metric],
-            "sparsity": ticket.mask.sparsity, "kept": ticket.mask.kept, "total": ticket.mask.total, "scores": scores, "full_scores": full_scores} | beside_guess(spec, full_scores[metric]) | record(spec)
+            "sparsity": ticket.mask.sparsity, "asked_sparsity": spec.sparsity if spec.asks_sparsity else round(ticket.mask.sparsity, 3), "kept": ticket.mask.kept, "total": ticket.mask.total, "scores": scores, "full_scores": full_scores} | beside_guess(spec, full_scores[metric]) | record(spec)
 
 # %% ../nbs/38_methods.ipynb #ed0cc266
 def ticket_pieces(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'HEADS', 'STARTS', 'model_source', 'hub_name', 'quiet', 'load_tokenizer', 'short_reason',
-           'load_config', 'init_fresh', 'part_of', 'fresh_names', 'load_model', 'check_length', 'parameter_counts',
-           'eager_attention', 'reinit', 'shuffle_layers', 'shuffle_within', 'start_weights']
+           'load_config', 'init_fresh', 'part_of', 'check_used', 'fresh_names', 'load_model', 'base_of', 'check_length',
+           'parameter_counts', 'eager_attention', 'reinit', 'shuffle_layers', 'shuffle_within', 'start_weights']
 
 # %% ../nbs/23_models.ipynb #d501b95b
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import datasets
 import torch
@@ -21,8 +21,8 @@ from transformers.utils import logging
 from .files import BadInput, one_of
 from .micro import pretrained
 from .names import architecture_of, is_micro
-from .tasks import Task
-from .weights import architecture, base_name, longest_input, place, prunable
+from .tasks import Task, get_task
+from .weights import architecture, base_name, longest_input, own_parameters, place, prunable
 
 # %% ../nbs/23_models.ipynb #2fd5b738
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -69,12 +69,14 @@ def quiet() -> Iterator[None]:
 def load_tokenizer(
     model: str,                  # Hub name, local folder, micro or micro-roberta
 ) -> PreTrainedTokenizerBase:    # its tokenizer
-    "The tokenizer of a model; a folder without a vocabulary is `BadInput`"
+    "The tokenizer of a model; a folder without a vocabulary, or with one larger than the model's embedding, is `BadInput`"
+    source = model_source(model)
     try:
-        with quiet(): tokenizer = AutoTokenizer.from_pretrained(model_source(model))
-    except BadInput: raise
+        with quiet(): tokenizer, config = (kind.from_pretrained(source, trust_remote_code=False) for kind in (AutoTokenizer, AutoConfig))
     except Exception as error: raise BadInput(f"the tokenizer of model {model} cannot be loaded: {short_reason(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens): raise BadInput(f"model folder {model} has no tokenizer (tokenizer.json or vocab.txt)")
+    token, number = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if number >= config.vocab_size: raise BadInput(f"the tokenizer of model {model} has tokens that its embedding of {config.vocab_size} rows lacks, up to {token!r} with number {number}; resize the embedding and save the model again")
     return tokenizer
 
 # %% ../nbs/23_models.ipynb #c4205e9c
@@ -102,7 +104,7 @@ def load_config(
         names = [str(label) for label in task.labels]
         settings |= dict(problem_type="single_label_classification", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     if task.kind == "regression": settings |= dict(problem_type="regression", num_labels=1)
-    try: config = AutoConfig.from_pretrained(model_source(model), **settings)
+    try: config = AutoConfig.from_pretrained(model_source(model), trust_remote_code=False, **settings)
     except BadInput: raise
     except Exception as error: raise BadInput(f"the configuration of model {model} cannot be loaded: {short_reason(error)}") from None
     row = architecture(config, f" of model {model}")
@@ -132,6 +134,16 @@ def part_of(
     "What a parameter belongs to"
     return architecture(net).body.get(base_name(name).split(".")[0], "head")
 
+# %% ../nbs/23_models.ipynb #9315287e
+def check_used(
+    net: PreTrainedModel,    # a model just loaded
+    unused: Iterable[str],   # names in its files that it has no place for
+    model: str,              # what was loaded, for the message
+):
+    "Heads that are not asked for may stay in the files; weights of the trunk may not (relative positions, more layers)"
+    trunk = sorted(name for name in unused if part_of(net, name) in ("embeddings", "encoder") and not name.endswith("_ids"))
+    if trunk: raise BadInput(f"model {model} has {len(trunk)} weights that {type(net).__name__} has no place for, among them {trunk[0]}: it would be another model without them")
+
 # %% ../nbs/23_models.ipynb #869aad27
 def fresh_names(
     net: PreTrainedModel,   # a model just loaded
@@ -156,11 +168,19 @@ def load_model(
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             net, report = HEADS[task.kind].from_pretrained(
-                model_source(model), config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+                model_source(model), config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False)
     except Exception as error: raise BadInput(f"the weights of model {model} cannot be loaded (damaged or of another shape): {short_reason(error)}") from None
+    check_used(net, report["unexpected_keys"], model)
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     init_fresh(net, fresh_names(net, missing, model), seed)
     return net.eval()
+
+# %% ../nbs/23_models.ipynb #80227a22
+def base_of(
+    model: str,           # Hub name, local folder, micro or micro-roberta
+) -> PreTrainedModel:     # with a head for sentences, and so with a pooler where the architecture has one
+    "A model to read θ0 from, whatever the task"
+    return load_model(model, get_task("sst2"), 0)
 
 # %% ../nbs/23_models.ipynb #983ebe57
 def check_length(
@@ -176,9 +196,9 @@ def check_length(
 def parameter_counts(
     net: PreTrainedModel,   # a model
 ) -> dict[str, int]:        # numbers of parameters: embeddings, encoder, pooler (where there is one), head, total
-    "Count a model's parameters by part; a tied matrix counts once, where it comes first"
+    "Count a model's parameters by part; a tied matrix counts once, as the embeddings' own"
     counts = dict.fromkeys(("embeddings", "encoder", "pooler", "head"), 0)
-    for name, weights in net.named_parameters():
+    for name, weights in own_parameters(net).items():
         counts[part_of(net, name)] += weights.numel()
     return counts | {"total": sum(counts.values())}
 

@@ -25,11 +25,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .compare import (agreement_table, agreements, early_over_late, middle_over_ends, overlap, read_masks,
-                                stacked, survival, winning)
-from .figures import (KIND_COLOURS, average_curve, common_heatmap, distance_panels, importance_histogram,
-                                loss_panels, outcome_panels, overlap_matrix, overlap_sides, pattern_bars,
-                                score_curves, step_curve, survival_heatmap, survival_panels, transfer_heatmap)
+from .compare import agreement_table, agreements, early_over_late, middle_over_ends, overlap, read_masks, stacked, survival, winning
+from .figures import (KIND_COLOURS, average_curve, common_heatmap, distance_panels, importance_histogram, loss_panels, outcome_panels,
+                                overlap_matrix, overlap_sides, pattern_bars, score_curves, step_curve, survival_heatmap, survival_panels,
+                                transfer_heatmap)
 from .files import BadInput, runs_root
 from .gates import Gates
 from .heads import published_shares
@@ -37,10 +36,9 @@ from .patterns import CLASSES
 from .report import Section, beside, finding
 from .store import finished_runs
 from .structured import first_importance
-from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen,
-                               gaps, gate_runs, mixed, our_survival, paper_table, plus_minus, published_survival,
-                               rank_correlation, rewinding, source_table, ticket_masks, transfer_matrix,
-                               transfer_runs, walked, worlds)
+from .tables import (CONTROLS, MASK_METHODS, agnostic, averages, both_metrics, by_task, chen_table, chosen, gaps, gate_runs, learns, mixed,
+                               our_survival, paper_table, plus_minus, published_survival, rank_correlation, rewinding, source_table, ticket_masks,
+                               transfer_matrix, transfer_runs, walked, worlds)
 
 # %% ../nbs/54_papers.ipynb #b47947fd
 GRIDS = {   # page → a grid that makes its runs
@@ -111,7 +109,7 @@ def winning_tickets(
     shown = {"The paper": plus_minus(mean, std),
              "Ours": pd.concat({model: _printed(table) for model, table in tables.items()}) if tables else "no runs",
              "Highest winning sparsity (%)": sparsities.T}
-    said = [_counted(model, table) for model, table in tables.items()] + _no_contest(ours)
+    said = [_counted(model, table) for model, table in tables.items()] + _no_contest(ours) + _learnt_nothing(ours)
     return Section(shown, said + [f"highest winning sparsity, {line}" for line in compared]
                    + [_seeds_behind(model, table) for model, table in tables.items()])
 
@@ -125,6 +123,11 @@ def _counted(model, table):
     level = table.loc[("sparsity", "%")]
     without = list(table.columns[level.isna() & table.loc[("full", "seeds")].gt(0)])
     return f"{model}: a winning ticket on {level.notna().sum()} of {table.shape[1]} tasks" + (f" (none on {', '.join(without)})" if without else "")
+
+
+def _learnt_nothing(ours):
+    idle = {model: [task for task, runs in rows.groupby("task") if not learns(runs)] for model, rows in ours.items()}
+    return [f"{model}: the full model is no better than a guess on {', '.join(tasks)}, so nothing is called winning there" for model, tasks in idle.items() if tasks]
 
 
 def _no_contest(ours):
@@ -634,7 +637,7 @@ def gates_won(
 ) -> Section:              # tasks, and on how many a retrained kind wins by each criterion
     "All tickets are winning, for ours: on how many tasks does each retrained kind win?"
     count = lambda rows, kind, criterion: sum(winning(list(task.full_score), list(task[f"{kind}_retrained"]),
-                                                      criterion) for _, task in rows.groupby("task"))
+                                                      criterion) for _, task in rows.groupby("task") if learns(task))
     found = {(*key, kind): {"of tasks": rows.task.nunique()} | {criterion: count(rows, kind, criterion)
                                                                 for criterion in WIN_CRITERIA}
              for key, rows in plain_gates(gates).groupby(["model", "method"]) for kind in KIND_COLOURS}

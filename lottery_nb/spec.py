@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'EVERY', 'CHAIN', 'TRAINED', 'SCORED', 'READS', 'SPECS', 'training_defaults', 'check_table',
-           'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'plugins',
-           'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec', 'StructuredSpec',
-           'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value', 'read_bool']
+           'NULLABLE', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
+           'training_defaults', 'check_table', 'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
+           'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec',
+           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value',
+           'read_bool']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
@@ -22,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from .files import BadInput, one_of, short_hash, shown
-from .inputs import contents
+from .inputs import contents, digest_path
 from .names import DELIMITERS, KINDS, TABLE, is_file, is_micro, source_names, task_name
 
 # %% ../nbs/04_spec.ipynb #d716aca1
@@ -211,15 +212,20 @@ def table_fields(
     return {field: "" if other and field == "dev" else getattr(spec, field) for field in TABLE}
 
 # %% ../nbs/04_spec.ipynb #ed095c4d
-EVERY = ("method", "sparsity", "pool", "start", "keep_model", "mask_max_length", "mask_decoder")
-CHAIN = ("scope", "source", "source_train", "mask_seed", "schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head")
-TRAINED = ("scope", "source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
-           "mask_refresh", "mask_rank", "mask_init", "mask_padding")
-SCORED = ("scope", "source", "source_train", "mask_seed", "score_examples", "score_at")
-READS = {"dense": (), "random": ("scope", "mask_seed"), "omp": ("scope",), "first-order": SCORED, "fisher": SCORED, "snip": SCORED, "wanda": SCORED,
-         "movement": ("scope", "source", "source_train", "mask_seed", "movement"), "imp": CHAIN + ("rewind",), "standard": CHAIN,
-         "early-bird": CHAIN + ("rewind", "early_distance", "early_window"),
-         "tamt-mlm": TRAINED, "tamt-kd": TRAINED + ("mask_teacher",), "tamt-mlm+kd": TRAINED + ("mask_teacher",), "tamt-attention": TRAINED + ("mask_teacher",)}
+EVERY = ("method", "pool", "start", "keep_model", "mask_max_length", "mask_decoder")
+SHARE = ("sparsity", "scope")
+SOURCE = ("source", "source_train", "mask_seed")
+CHAIN = SHARE + SOURCE + ("schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head")
+SCORED = SHARE + SOURCE + ("score_examples", "score_at")
+TRAINED = SHARE + ("source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
+                   "mask_refresh", "mask_rank", "mask_init", "mask_padding")
+TAUGHT = TRAINED + ("mask_teacher",)
+READS = {
+    "dense": (), "given": ("mask",), "random": SHARE + ("mask_seed",), "omp": SHARE,
+    "first-order": SCORED, "fisher": SCORED, "snip": SCORED, "wanda": SCORED, "movement": SHARE + SOURCE + ("movement",),
+    "imp": CHAIN + ("rewind",), "early-bird": CHAIN + ("rewind", "early_distance", "early_window"), "standard": CHAIN,
+    "tamt-mlm": TRAINED, "tamt-kd": TAUGHT, "tamt-mlm+kd": TAUGHT, "tamt-attention": TAUGHT,
+}
 
 # %% ../nbs/04_spec.ipynb #19c444de
 @lru_cache
@@ -286,7 +292,7 @@ def mask_defaults(
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
-    method: str = "imp"              # dense, a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, early-bird (rounds that end when the mask stands still), standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
+    method: str = "imp"              # dense, given (a mask you have), a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, early-bird (rounds that end when the mask stands still), standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # ranked together: all matrices (global), each (matrix; erk: small ones denser), or every M weights of a row (N:M, 2:4 keeps 2 of 4)
@@ -304,6 +310,7 @@ class TicketSpec(RunSpec):
     score_examples: int = None       # criteria that read data: training examples of the source; None: 1024, or all where there are fewer
     score_at: str = ""               # criteria that read data: weights that are scored, pretrained or finetuned; empty: finetuned (snip: pretrained)
     movement: str = "hard"           # movement: mask the highest scores (hard), or those above a threshold (soft), while scores are trained
+    mask: str = ""                   # given: a ticket's folder, or a file of masks: torch.nn.utils.prune, BERT-Tickets, TAMT
     start: str = "pretrained"        # weights the ticket is trained from: pretrained, reinit, shuffle-layers, shuffle-within
     keep_model: bool = False         # keep the retrained model, to load with from_pretrained
     mask_seed: int = None            # seed of the mask, where it is another than the retraining's `seed`
@@ -347,6 +354,7 @@ class TicketSpec(RunSpec):
         check_scope(self.scope, None if self.method == "dense" else self.sparsity)
         if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
         self.check_reads()
+        if "mask" in READS[self.method] and not self.mask: raise BadInput(f"method {self.method} needs mask: a ticket's folder or a file of masks, got none")
         if len(source_names(self.source)) > 1: self.check_joint()
         if self.trains_mask: self.check_mask()
 
@@ -354,13 +362,14 @@ class TicketSpec(RunSpec):
         "What it reads by content, the rows of its source tasks too"
         others = [name for name in source_names(self.source) if name != self.task]
         rows = {name: contents(SimpleNamespace(**asdict(self) | {"task": name})).get("rows") for name in others}
-        return super().inputs() | {f"{'source' if is_file(name) else 'data_dir'}:{slugged(name)}": digest for name, digest in rows.items() if digest}
+        mask = {"mask": digest_path(self.mask)} if self.mask and Path(self.mask).exists() else {}
+        return super().inputs() | mask | {f"{'source' if is_file(name) else 'data_dir'}:{slugged(name)}": digest for name, digest in rows.items() if digest}
 
     def check_reads(self):
         "Refuse fields that mean nothing to the method"
         own = {field.name: field.default for field in fields(TicketSpec)[len(fields(RunSpec)):]}
         for name, usual in own.items():
-            if name not in EVERY + READS[self.method] and getattr(self, name) != usual:
+            if name not in EVERY + READS[self.method] and getattr(self, name) not in (usual, 0.0 if name == "sparsity" else usual):
                 alone = ", ".join(READS[self.method]) or "none"
                 raise BadInput(f"method {self.method} does not read {name}, got {getattr(self, name)!r}: leave it out (its own fields: {alone})")
 
@@ -377,6 +386,11 @@ class TicketSpec(RunSpec):
         if pattern_of(self.scope) and self.mask_refresh != 1: raise BadInput(f"scope {self.scope} holds at every step, so mask_refresh must be 1, got {self.mask_refresh}")
 
     @property
+    def asks_sparsity(self) -> bool:
+        "Whether the sparsity is the spec's to choose; the full model and a given mask have their own"
+        return "sparsity" in READS[self.method]
+
+    @property
     def trains_mask(self) -> bool:
         "Whether the method is one of mask training"
         return self.method.startswith("tamt-")
@@ -388,8 +402,9 @@ class TicketSpec(RunSpec):
 
     @property
     def slug(self) -> str:
-        "Task, method, sparsity in percent, seed"
-        return f"{slugged(self.task)}-{self.method}-s{100 * self.sparsity:g}-r{self.seed}"
+        "Task, method, sparsity in percent (or the name of a given mask), seed"
+        share = slugged(self.mask) if self.mask else f"s{100 * self.sparsity:g}"
+        return f"{slugged(self.task)}-{self.method}-{share}-r{self.seed}"
 
 # %% ../nbs/04_spec.ipynb #e2959975
 @dataclass(frozen=True)
@@ -469,6 +484,10 @@ class AttentionSpec(RunSpec):
         super().check()
         within(self, low=1, texts=self.texts, cnn_maps=self.cnn_maps, cnn_epochs=self.cnn_epochs)
         if not 1 <= self.shortest <= self.max_length: raise BadInput(f"shortest must be in 1 to max_length ({self.max_length}), got {self.shortest}")
+
+    def inputs(self) -> dict:
+        "What it reads by content, its ticket and its classifier too where they are named by path"
+        return super().inputs() | {name: digest_path(path) for name in ("ticket", "cnn") if (path := getattr(self, name)) and Path(path).exists()}
 
     @property
     def slug(self) -> str:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS', 'SURVIVAL_FIGURES',
-           'full_scores', 'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs', 'ticket_runs',
-           'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table', 'with_metric',
-           'both_metrics', 'transfer_runs', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic', 'averages',
-           'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus', 'place_name',
-           'ticket_masks', 'walked']
+           'full_scores', 'learns', 'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
+           'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
+           'with_metric', 'both_metrics', 'transfer_runs', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic',
+           'averages', 'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus',
+           'place_name', 'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
@@ -48,10 +48,18 @@ def full_scores(
                                           | (alike[name].isna() & pd.isna(group[name].iloc[0]))]
     return alike.dropna(subset=["full_score"]).drop_duplicates("seed")["full_score"].tolist()
 
+# %% ../nbs/51_tables.ipynb #01b77a33
+def learns(
+    runs: pd.DataFrame,   # runs of one task and model
+) -> bool:                # whether most of their full models beat a guess; runs of older versions do not say, and pass
+    "Whether there is anything to compare with"
+    known = runs["learnt"].dropna() if "learnt" in runs else []
+    return not len(known) or known.astype(bool).mean() > .5
+
 # %% ../nbs/51_tables.ipynb #9dc63aa8
 def summary_table(
     results: pd.DataFrame,   # the results table, see `store.results`
-) -> pd.DataFrame:           # one row per task, method, sparsity (and whatever else differs): seeds, score, std, full, full_std, winning
+) -> pd.DataFrame:           # one row per task, method, sparsity (and whatever else differs): seeds, score, std, full, full_std, winning; remark where the full model learnt nothing
     "Means over seeds, and which tickets win (Chen et al. 2020, section 3)"
     if not len(results): raise BadInput("there are no finished runs to summarise")
     if "asked_sparsity" not in results: results = results.assign(asked_sparsity=np.nan)   # s-pruning and m-pruning ask for a score instead
@@ -64,9 +72,10 @@ def summary_table(
         spread = {"score": group["score"].mean(), "std": group["score"].std(ddof=1),
                   "full": np.mean(full) if full else np.nan,
                   "full_std": np.std(full, ddof=1) if len(full) > 1 else np.nan}
-        won = group["method"].iloc[0] == "dense" or bool(full) and winning(full, group["score"].tolist())
+        idle = not learns(group)
+        won = not idle and (group["method"].iloc[0] == "dense" or bool(full) and winning(full, group["score"].tolist()))
         rows.append(dict(zip(keys, values)) | {"metric": group["metric"].iloc[0], "seeds": len(group)} | spread
-                    | {"winning": won})
+                    | {"winning": won} | ({"remark": "full model no better than a guess"} if idle else {}))
     return pd.DataFrame(rows)
 
 # %% ../nbs/51_tables.ipynb #9d44d8d3
@@ -212,7 +221,7 @@ def chen_column(
     imp, plain = chosen(runs, method="imp"), chosen(runs)
     full = full_scores(runs, plain if len(plain) else runs)
     levels = {s: group.score.tolist() for s, group in imp.groupby("asked_sparsity")}
-    best = winning_sparsity(full, levels, criterion) if full else None
+    best = winning_sparsity(full, levels, criterion) if full and learns(runs) else None
     column = {("sparsity", "%"): np.nan if best is None else 100 * best} | statistics("full", full)
     for row, (_, values) in CONTROLS.items(): column |= statistics(row, chosen(runs, asked_sparsity=-1 if best is None
                                                                                else best, **values).score.tolist())

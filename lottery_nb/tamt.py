@@ -738,9 +738,9 @@ def trained_masks(
     "The mask training of a spec: a stage shared by all runs that need it"
     settings = mask_settings(spec)
     source = text_spec(spec, settings.steps * settings.batch_size)
-    task, data, tokenizer = materials(source)
-    model = load_model(source.model, task, source.seed, spec.dropout)
+    model = load_model(source.model, get_task("mlm"), source.seed, spec.dropout)   # first: a model without the head is refused before any text is read
     check_length(model, source.max_length)
+    task, data, tokenizer = materials(source)
     folder = stage_folder(f"tamt-{slugged(settings.objective)}-s{100 * spec.sparsity:g}-r{settings.seed}", training_fields(spec, source), root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return train_mask(model.to(device), encoded(source, task, data, tokenizer, "train"), tokenizer, settings, folder)

@@ -37,7 +37,7 @@ from scipy import sparse, stats
 from sklearn import metrics as sklearn_metrics
 from transformers import PreTrainedTokenizerBase
 
-from .datafiles import Own, classic_files, data_files, data_root, opened, own_files, read_rows, squad_files, text_files, text_lines
+from .datafiles import Own, classic_files, data_files, data_root, opened, own_files, read_rows, said_of, squad_files, text_files, text_lines
 from .files import BadInput, one_of
 from .names import GLUE_TASKS, TABLE, is_file, is_micro, task_name
 from .spec import RunSpec
@@ -504,7 +504,8 @@ def together(
 ) -> np.ndarray:        # int [n]: group of each row
     "Groups of rows that belong together"
     count = len(keys[0])
-    edges = [np.unique(np.array(key, dtype=str), return_inverse=True)[1] for key in keys]
+    numbers = [{value: number for number, value in enumerate(dict.fromkeys(key))} for key in keys]
+    edges = [np.array([number[value] for value in key]) for number, key in zip(numbers, keys)]
     offsets = np.cumsum([count] + [edge.max() + 1 for edge in edges])
     rows, ends = np.tile(np.arange(count), len(edges)), np.concatenate([edge + offset for edge, offset in zip(edges, offsets)])
     graph = sparse.coo_array((np.ones(len(rows)), (rows, ends)), shape=(offsets[-1],) * 2)
@@ -517,17 +518,17 @@ def set_aside(
     seed: int = 0,         # of the order
 ) -> np.ndarray:           # bool [n]: rows that evaluate
     "Draw a fifth of the rows, of each class, without parting groups"
-    order = np.random.default_rng(seed).permutation(len(groups))
-    groups = np.unique(groups, return_inverse=True)[1]
-    sizes = np.zeros((groups.max() + 1, classes.max() + 1), int)
-    np.add.at(sizes, (groups, classes), 1)
-    room, chosen = np.maximum(1, sizes.sum(0) // 5), np.zeros(len(sizes), bool)
+    held, room = {}, {one: max(1, count // 5) for one, count in Counter(classes.tolist()).items()}
+    for group, one in zip(groups.tolist(), classes.tolist()): held.setdefault(group, Counter())[one] += 1
+    order, chosen = np.random.default_rng(seed).permutation(len(groups)), set()
     for group in dict.fromkeys(groups[order].tolist()):
-        if (sizes[group] <= room).all(): chosen[group], room = True, room - sizes[group]
-    for one in range(sizes.shape[1]):
-        holders = np.flatnonzero(sizes[:, one])
-        if len(holders) > 1 and not chosen[holders].any(): chosen[holders[sizes[holders].sum(1).argmin()]] = True
-    return chosen[groups]
+        if all(count <= room[one] for one, count in held[group].items()):
+            chosen.add(group)
+            for one, count in held[group].items(): room[one] -= count
+    for one in sorted(set(room) - {one for group in chosen for one in held[group]}):   # each of its groups is more than a fifth
+        holders = [group for group in held if one in held[group]]
+        if len(holders) > 1 and not chosen & set(holders): chosen.add(min(holders, key=lambda group: held[group].total()))
+    return np.isin(groups, list(chosen))
 
 # %% ../nbs/22_tasks.ipynb #416084cf
 def text_keys(
@@ -582,7 +583,7 @@ def read_user(
 def _understand(spec: RunSpec, stamps: tuple) -> UserData:
     "What files of these sizes and times mean"
     files = own_files(spec)
-    table = read_rows(files.train, spec.delimiter, spec.encoding)
+    table = read_rows(files.train, delimiter=spec.delimiter, encoding=spec.encoding)
     task = user_task(str(files.train), files.columns, [row.get(files.columns[-1]) for row in table.rows], spec.kind)
     check_values(files.train, table.rows, files.columns)
     data = normalise(task, table.rows, str(files.train))
@@ -597,8 +598,7 @@ def evaluated_by(
     data: Dataset,   # its rows
 ) -> tuple[dict[str, Dataset], str]:   # train and dev; where dev comes from
     "Read the file that evaluates"
-    delimiter = spec.delimiter if files.dev.suffix else ""
-    rows = read_rows(files.dev, delimiter, spec.encoding).rows
+    rows = read_rows(files.dev, **said_of(spec, files.dev)).rows
     check_values(files.dev, rows, files.columns)
     dev = normalise(task, rows, str(files.dev))
     seen = set(zip(*(data[name] for name in ("text", "text_pair") if name in data.column_names)))
@@ -678,8 +678,8 @@ def understood(
     parts = [f"{about['task']}: {about['kind']}" + (f", {len(classes)} classes ({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''})" if classes else "")]
     parts += [f"columns {', '.join(about['columns'])}", " + ".join(f"{count} {split}" for split, count in about["rows"].items()) + " rows"]
     parts += [f"dev rows: {about['dev_rows']}"]
-    read = [repr(about[name]) for name in ("delimiter", "encoding") if name in about]
-    parts += [f"read with {', '.join(read)}"] * bool(read) + [f"not read: {name} ({why})" for name, why in about.get("not_read", {}).items()]
+    read = [f"{name} {about[name]!r}" for name in ("delimiter", "encoding") if name in about]
+    parts += read + [f"not read: {name} ({why})" for name, why in about.get("not_read", {}).items()]
     return "; ".join(parts)
 
 # %% ../nbs/22_tasks.ipynb #81ba402f

@@ -1,30 +1,36 @@
 """Every row of the table of architectures, against oracles that know nothing of it; and a guard on each thing a row says about transformers."""
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (AlbertConfig, AlbertForMaskedLM, AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForQuestionAnswering,
-                          AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig, PreTrainedTokenizerFast)
+                          AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, ElectraForPreTraining,
+                          ModernBertConfig, PreTrainedTokenizerFast)
 
+from lottery_nb import weights
 from lottery_nb.attention import attention_maps, read_texts
-from lottery_nb.files import BadInput
+from lottery_nb.baseline import target_spec, theta0
+from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import Gates, gate, importance, load_smaller, open_gates, save_smaller, sensitivity, smaller, weight_share
 from lottery_nb.masks import hold
+from lottery_nb.methods import find_ticket, retrain
 from lottery_nb.models import check_length, eager_attention, load_config, load_model, parameter_counts, part_of, shuffle_layers, start_weights
 from lottery_nb.scores import magnitude
 from lottery_nb.select import topk_mask
-from lottery_nb.spec import POOLS
-from lottery_nb.structured import mlp_ratio
+from lottery_nb.spec import POOLS, StructuredSpec, TicketSpec
+from lottery_nb.structured import compared_gates, gates_result, mlp_ratio
 from lottery_nb.subnetworks import gates_mask, survival_shares
 from lottery_nb.tamt import (MaskSettings, Scores, draw_batch, head_parameters, initial_scores, last_layer_at, mask_losses, masked_forward,
-                             objective_losses, start_mask, train_mask)
+                             objective_losses, pretraining_losses, start_mask, train_mask, trained_masks)
 from lottery_nb.tasks import get_task
 from lottery_nb.tickets import Ticket, provenance_of
 from lottery_nb.training import head_at, load_weights, save_weights
-from lottery_nb.weights import (ARCHITECTURES, BERT_FAMILIES, POOLER, architecture, base_name, encoder_layers, fingerprint, longest_input, members, missing, mlm_head, own_parameters, part,
-                                place, prunable, resolve, tied)
+from lottery_nb.weights import (ARCHITECTURES, BERT_FAMILIES, POOLER, architecture, base_name, encoder_layers, fingerprint, longest_input, members, missing, mlm_head,
+                                own_parameters, part, place, prunable, resolve, tied)
 
 KINDS = list(ARCHITECTURES)
 WORDS = "good fine bad poor film meal the was a".split()
@@ -426,3 +432,72 @@ def test_an_architecture_without_an_mlm_head_is_refused_at_once(folders, monkeyp
 
 def test_a_roberta_without_a_padding_token_is_refused():
     with pytest.raises(BadInput, match="counts its positions from pad_token_id"): longest_input(config("roberta", pad_token_id=None))
+
+
+# From a spec: data of one's own, a folder of one's own, every method
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    "A text and a label that follows from one word; and running text of the same words"
+    folder = tmp_path_factory.mktemp("reviews")
+    rows = [f"the {thing} was {word}" for thing in ("film", "meal") for word in ("good", "fine", "bad", "poor")]
+    (folder/"reviews.csv").write_text("text,label\n" + "".join(f"{row},{int(row[-4:] in ('good', 'fine'))}\n" for row in rows * 6))
+    (folder/"text.txt").write_text("\n".join(rows * 12))
+    return folder
+
+
+@kinds
+@pytest.mark.parametrize("method, own", [("omp", {}), ("imp", dict(step=.25)), ("tamt-kd", dict(mask_steps=3)), ("tamt-mlm", dict(mask_steps=3))])
+def test_every_method_finds_and_retrains_a_ticket(kind, method, own, folders, reviews, tmp_path):
+    spec = TicketSpec(task=str(reviews/"reviews.csv"), model=str(folders(kind)), text=str(reviews/"text.txt"), method=method, sparsity=.5, max_steps=3, batch_size=8,
+                      max_length=16, learning_rate=1e-2, pool="encoder+embeddings", **own | (dict(mask_max_length=16, mask_batch_size=8) if "tamt" in method else {}))
+    ticket = find_ticket(spec, tmp_path)
+    assert ticket.mask.sparsity == pytest.approx(.5, abs=1e-3) and len(ticket.mask) == 19
+    assert (ticket.provenance["model_type"], ticket.provenance["method"]) == (kind, method)
+    assert ticket.provenance["fingerprint"] == fingerprint(theta0(target_spec(spec)))
+    ticket.save(tmp_path/"ticket")
+    retrained = retrain(spec, Ticket.load(tmp_path/"ticket"), tmp_path/"run", tmp_path)
+    assert 0 <= read_json(retrained/"scores.json")["accuracy"] <= 1
+    if "mlm" in method: assert pretraining_losses(spec, ticket, tmp_path)["mlm_loss"] > 0
+
+
+def test_files_without_the_head_are_refused_before_the_text_is_read(folders, tmp_path):
+    "ELECTRA's discriminators have no head that predicts words"
+    torch.manual_seed(0)
+    ElectraForPreTraining(config("electra")).save_pretrained(tmp_path/"electra")
+    tokenizer_of("electra").save_pretrained(tmp_path/"electra")
+    spec = TicketSpec(task="rte", model=str(tmp_path/"electra"), text=str(tmp_path/"none.txt"), method="tamt-mlm", sparsity=.5, mask_steps=3, mask_max_length=16, data_dir=str(tmp_path))
+    with pytest.raises(BadInput, match="lacks . of the weights that ElectraForMaskedLM needs, among them generator_"): trained_masks(spec, tmp_path)
+
+
+@kinds
+def test_s_pruning_from_a_spec(kind, folders, reviews, tmp_path):
+    spec = StructuredSpec(task=str(reviews/"reviews.csv"), model=str(folders(kind)), max_steps=3, batch_size=8, max_length=16, threshold=.5)
+    kinds = compared_gates(spec, tmp_path)
+    result = gates_result(spec, kinds, tmp_path)
+    assert set(kinds) == {"good", "random", "bad"} and 0 <= result["score"] <= 1
+    assert kinds["good"].heads.sum() < 12 or kinds["good"].mlps.sum() < 3
+
+
+def test_a_new_architecture_is_one_row(monkeypatch):
+    class OwnConfig(BertConfig): model_type = "own-bert"
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(OwnConfig(**SHAPE | dict(intermediate_size=24))).eval()
+    with pytest.raises(BadInput, match="got 'own-bert'$"): prunable(model)
+    monkeypatch.setitem(ARCHITECTURES, "own-bert", ARCHITECTURES["bert"])
+    batch = inputs("bert")
+    with gate(model, *SOME): gated = outputs(model, batch)
+    torch.testing.assert_close(outputs(smaller(model, SOME), batch), gated, atol=1e-5, rtol=0)
+    assert len(prunable(model)) == 18 and len(attention_maps(model, {k: v for k, v in batch.items() if k != "labels"}, "norm")) == 3
+
+
+# The table is the only place that knows
+
+def test_no_other_module_names_the_insides_of_an_architecture():
+    "`language` and `micro` make two models of their own; `masks` and `tickets` quote names"
+    inside = r"encoder\.layer|transformer\.layer|attention\.(self|output|attn|q_lin)|intermediate\.dense|\.lm_head|\.cls\b|q_lin|model_type [!=]=|set_attn_implementation|intermediate_size"
+    allowed = {"weights": ".", "micro": ".", "models": "net.set_attn_implementation", "_modidx": "."}
+    found = [f"{path.stem}: {line.strip()}" for path in sorted(Path(weights.__file__).parent.glob("*.py")) for line in path.read_text().splitlines()
+             if re.search(inside, line) and not re.search(allowed.get(path.stem, "^$"), line)]
+    assert found == []

@@ -55,6 +55,14 @@ def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
     assert damaged.returncode == 2 and "mask.safetensors" in damaged.stderr
 
 
+def test_a_kept_model_answers_from_its_own_vocabulary(words, tmp_path, tiny_model):
+    from transformers import AutoTokenizer, pipeline
+    assert lottery(*words, "--keep-model", "true").returncode == 0
+    model = next((tmp_path/"runs").glob("*/retrained/model"))
+    assert AutoTokenizer.from_pretrained(model).get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
+    assert pipeline("text-classification", model=str(model))("the film was good")[0]["label"] in ("yes", "no")
+
+
 def test_dry_run_writes_nothing(words, tmp_path, capsys):
     assert main([*words, "--dry-run"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -109,7 +117,7 @@ def test_a_full_disk_is_2(words, monkeypatch, capsys):
 
     monkeypatch.setattr(cli.Worker, "execute", full)
     assert main(words) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "runs/x could not be written, the disk or quota is full: free space there" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_1_and_keeps_its_notebook(words, tiny_model, tmp_path, monkeypatch):
@@ -201,7 +209,7 @@ def test_bad_devices_are_2_before_anything_runs(words, message, tmp_path, capsys
 def test_the_export_holds_every_template_and_names_its_schema(tmp_path):
     "Columns that a template lacks are empty; whole numbers stay whole"
     from pyarrow import parquet
-    finish(open_run(TicketSpec(rewind=None, method="standard"), tmp_path), metric="accuracy", score=.5, sparsity=.7, kept=3, total=10, mlm_loss=None, scores={"accuracy": .5})
+    finish(open_run(TicketSpec(rewind=None), tmp_path), metric="accuracy", score=.5, sparsity=.7, kept=3, total=10, mlm_loss=None, scores={"accuracy": .5})
     finish(open_run(StructuredSpec(task="rte"), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_heads=7, majority=.5, remark="all gone")
     finish(open_run(MagnitudeSpec(iterations=10), tmp_path), metric="accuracy", score=.5, sparsity=.2, good_size=.8)
     path = write_table(results(tmp_path), tmp_path/"all.parquet")

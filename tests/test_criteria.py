@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import lottery_nb.methods as methods_module
-from lottery_nb.baseline import WEIGHTS, dense, restore_weights, source_spec, target_spec, theta0
+from lottery_nb.baseline import WEIGHTS, dense, source_spec, target_spec, theta0
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput
 from lottery_nb.methods import METHODS, SCORES_FILE, add_method, find_ticket, one_shot, shown, ticket_pieces
@@ -11,6 +11,7 @@ from lottery_nb.micro import tiny_world
 from lottery_nb.scores import SCORES, collect
 from lottery_nb.select import kept_count, topk_mask
 from lottery_nb.spec import READS, TicketSpec
+from lottery_nb.training import load_weights
 from lottery_nb.weights import prunable
 
 DATA = ["first-order", "fisher", "snip", "wanda"]
@@ -41,7 +42,7 @@ def test_exact_under_every_scope(method, scope, make, tmp_path_factory):
 def test_scores_are_those_of_the_weights_that_the_spec_names(method, at, make, tmp_path):
     spec = make(method=method, score_at=at, score_examples=20)
     ticket, source, model = find_ticket(spec, tmp_path), source_spec(spec), theta0(target_spec(spec))
-    if (at or {"snip": "pretrained"}.get(method, "finetuned")) == "finetuned": restore_weights(model, dense(source, tmp_path)/WEIGHTS)
+    if (at or {"snip": "pretrained"}.get(method, "finetuned")) == "finetuned": load_weights(model, dense(source, tmp_path)/WEIGHTS)
     pool = prunable(model)
     assert ticket.mask == topk_mask(collect(method, model, pool, shown(source, 20), spec.seed), .5)
     assert sum(len(batch["labels"]) for batch in shown(source, 20)) == 20

@@ -1,19 +1,28 @@
 """Gates, importance and removal against oracles that know nothing of hooks: weight surgery, one example at a time, finite differences."""
 import copy
+import json
+import random
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (AlbertConfig, AlbertModel, BertConfig, BertForMaskedLM, BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
-                          RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
+                          DistilBertModel, MPNetModel, RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification)
 from transformers.pytorch_utils import prune_linear_layer
 
 from lottery_nb.files import BadInput
 from lottery_nb.gates import (Gates, at_rest, cut_linear, flops, gate, importance, latency, load_smaller, normalised, open_gates, save_smaller,
                               sensitivity, smaller, speed_table, weight_share)
 from lottery_nb.weights import encoder_layers
+from lottery_nb.heads import surviving_heads
+from lottery_nb.models import base_of
+from lottery_nb.spec import AttentionSpec
+from lottery_nb.subnetworks import gates_mask
+from lottery_nb.tickets import Ticket, provenance_of
 
 SIZE = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, initializer_range=.2, max_position_embeddings=40)
 LAYERS, HEADS = 3, 4
@@ -267,6 +276,88 @@ def test_cut_models_are_refused_by_gates_and_a_second_cut():
     small = smaller(make(BertModel), Gates(np.ones((LAYERS, HEADS)), [1, 0, 1]))
     with pytest.raises(BadInput, match="layer 1 have been removed"): gate(small, np.ones((LAYERS, HEADS)), np.ones(LAYERS))
     with pytest.raises(BadInput, match="layer 1 have been removed"): smaller(small, Gates.full(LAYERS, HEADS))
+
+
+@pytest.mark.parametrize("gates", [Gates([[1] * 4] * 3, [1, 0, 1]), Gates([[1] * 4, [0] * 4, [1] * 4], [1, 1, 1]), Gates([[0] * 4] * 3, [0, 0, 0]), Gates([[1, 0, 1, 1]] * 3, [1, 1, 1])])
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, RobertaForMaskedLM, DistilBertModel, MPNetModel])
+def test_save_pretrained_of_a_cut_model_never_comes_back_whole(tmp_path, kind, gates):
+    "A plain `from_pretrained` would fill what is gone at random"
+    model = kind(kind.config_class(**{"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40, "max_position_embeddings": 40}
+                                   if kind is not DistilBertModel else dict(vocab_size=50, dim=24, n_layers=3, n_heads=4, hidden_dim=40, max_position_embeddings=40))).eval()
+    small = smaller(model, gates)
+    small.save_pretrained(tmp_path/"cut")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"): kind.from_pretrained(tmp_path/"cut")
+    again = load_smaller(save_smaller(small, tmp_path/"small"))
+    assert torch.equal(outputs(again, inputs()), outputs(small, inputs()))
+
+
+def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
+    small = smaller(make(BertForSequenceClassification), Gates([[1, 0, 1, 1], [1] * 4, [0] * 4], [1, 0, 1]))
+    filled = make(BertForSequenceClassification)
+    filled.config.gates = small.config.gates
+
+    class Own(BertForSequenceClassification): pass
+    own = smaller(Own(small.config.__class__(**SIZE)), Gates.full(LAYERS, HEADS))
+    mixed, widened = copy.deepcopy(small), copy.deepcopy(small)
+    mixed.bert.embeddings.half()
+    widened.classifier = torch.nn.Linear(24, 7)
+    for model, message in [(filled, "cannot be loaded again: bert.encoder.layer.0.attention.output.dense.weight is .24, 24. in it, .24, 18."), (own, "must be of a class of transformers, got Own"),
+                           (mixed, "is saved in one type, this one has torch.float16 and torch.float32"), (widened, "cannot be loaded again: classifier.bias is .7,. in it, .2,.")]:
+        with pytest.raises(BadInput, match=message): save_smaller(model, tmp_path/"small")
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(BadInput, match="the configuration says that 3 heads and 1 MLP are left in layer 0, the model differs"): flops(filled, 8)
+
+
+def damaged(folder, name, data):
+    (folder/name).chmod(0o644)
+    (folder/name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_folders_are_answered_with_a_sentence(tmp_path, sealed):
+    "160 ways; without checksums (copied by hand) what can be told is told"
+    draw, small = random.Random(0), smaller(make(BertForSequenceClassification), Gates([[1, 0, 1, 1], [1] * 4, [0] * 4], [1, 0, 1]))
+    folder = save_smaller(small, tmp_path/"small")
+    if not sealed: (folder/"checksums.json").unlink()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    about = json.loads(files["config.json"])
+    edits = [{name: value for name, value in about.items() if name != "gates"}, about | {"gates": {"head_mask": about["gates"]["head_mask"]}}, about | {"gates": 3}, about | {"architectures": ["pipeline"]},
+             about | {"architectures": None}, about | {"architectures": ["BertModel"]}, about | {"num_hidden_layers": 2}, about | {"gates": about["gates"] | {"mlp_mask": [1, 1, 1]}}, [], about | {"dtype": "nothing"}]
+    bad = [("config.json", json.dumps(edit).encode()) for edit in edits] + [("smaller.safetensors", files["smaller.safetensors"][:size]) for size in (0, 7, 100, 5000)]
+    for name in ("config.json", "smaller.safetensors") * 33: bad.append((name, files[name][:(at := draw.randrange(len(files[name])))] + draw.randbytes(3) + files[name][at + 3:]))
+    for name, data in bad:
+        try: again = load_smaller(damaged(folder, name, data))
+        except BadInput as error: assert "\n" not in str(error)
+        else: assert not sealed and again.num_parameters() == small.num_parameters()
+        damaged(folder, name, files[name])
+    assert torch.equal(outputs(load_smaller(folder), inputs()), outputs(small, inputs()))
+    with pytest.raises(BadInput, match="holds no smaller.safetensors"): load_smaller(tmp_path/"none")
+
+
+def test_models_without_biases_are_cut():
+    model = make(BertForSequenceClassification)
+    for layer in model.bert.encoder.layer: layer.attention.self.query.bias = layer.attention.output.dense.bias = None
+    gates = Gates([[1, 0, 1, 1], [0] * 4, [1] * 4], [1, 1, 0])
+    with gate(model, *gates): expected = outputs(model, inputs())
+    torch.testing.assert_close(outputs(smaller(model, gates), inputs()), expected, atol=1e-5, rtol=0)
+
+
+def test_an_attention_run_takes_gates_of_its_own_model_only(tmp_path):
+    found_on, other = (make(BertForPreTraining, seed) for seed in (0, 1))
+    for name, model in (("mine", found_on), ("other", other)): model.save_pretrained(tmp_path/name)
+    gates = Gates([[1, 0, 1, 1], [0, 1, 0, 1], [1] * 4], [1, 0, 1])
+    base, heads = base_of(str(tmp_path/"mine")), pd.DataFrame([(layer, head) for layer in range(LAYERS) for head in range(HEADS)], columns=["layer", "head"])
+    mask = gates_mask(base, gates)
+    Ticket(mask, provenance_of(base, mask, gates=gates.to_json())).save(tmp_path/"run"/"ticket")
+    spec = AttentionSpec(task="sst2", model=str(tmp_path/"mine"), ticket=str(tmp_path/"run"))
+    assert np.array_equal(surviving_heads(spec, heads), gates.heads)
+    with pytest.raises(BadInput, match="the ticket was found for other weights"): surviving_heads(replace(spec, model=str(tmp_path/"other")), heads)
+
+
+@pytest.mark.parametrize("value", [{"head_mask": [[1, 0]]}, {}, [], None, 3])
+def test_gates_that_are_no_gates(value):
+    with pytest.raises(BadInput, match="gates must be an object of head_mask and mlp_mask"): Gates.from_json(value)
 
 
 @given(gates=gate_sets)

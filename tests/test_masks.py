@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, Trainer, TrainingArguments
 from transformers.optimization import Adafactor as HFAdafactor
 
+from lottery_nb import masks
 from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask, hold
 from lottery_nb.weights import base_name, fingerprint, prunable
@@ -369,3 +370,38 @@ def test_different_members_are_named():
             with pytest.raises(BadInput, match="masks differ in their members: a"): compare(other)
         assert mask != other
     with pytest.raises(BadInput, match="must be 1 bytes of bits"): Mask.unpack({"a": torch.zeros(2, dtype=torch.uint8)}, {"a": (2,)})
+
+
+def two_of_four(*shape):
+    from lottery_nb.select import topk_mask
+    return topk_mask({"w": torch.rand(*shape, generator=torch.Generator().manual_seed(0))}, .5, "2:4")["w"]
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 64))
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_semi_structured_equals_the_masked_model(forced, monkeypatch):
+    "On a CPU by the dense way out, and with a stand-in for torch's kernels by the sparse one"
+    net, twin = small_net(), small_net()
+    mask = Mask({"0.weight": two_of_four(32, 64), "2.bias": torch.rand(64) < .5})
+    if forced:
+        monkeypatch.setattr(masks, "runs_sparse", lambda owner, kept: kept.ndim == 2)
+        monkeypatch.setattr(masks, "to_sparse_semi_structured", torch.clone)
+    assert masks.semi_structured(net, mask) == (["0.weight"] if forced else [])
+    for name, kept in mask.items(): twin.get_parameter(name).data.mul_(kept)
+    x = torch.randn(3, 64)
+    assert torch.equal(net(x), twin(x))
+
+
+def test_semi_structured_on_a_gpu():
+    if not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)): pytest.skip("sparse tensor cores need an NVIDIA GPU since Ampere")
+    net = small_net().cuda().half()
+    mask = Mask({"0.weight": two_of_four(32, 64), "2.weight": torch.ones(64, 32, dtype=torch.bool)})
+    twin = small_net().cuda().half()
+    twin[0].weight.data.mul_(mask["0.weight"].cuda())
+    assert masks.semi_structured(net, mask) == ["0.weight"]   # the other is not 2:4
+    x = torch.randn(64, 64, device="cuda", dtype=torch.float16)
+    assert torch.allclose(net(x), twin(x), atol=1e-2)

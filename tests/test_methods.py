@@ -19,6 +19,7 @@ from lottery_nb.plan import pieces, plan
 from lottery_nb.scores import SCORES
 from lottery_nb.spec import EVERY, READS, RunSpec, TicketSpec
 from lottery_nb.tasks import get_task
+from lottery_nb.tickets import write_mask
 
 
 @pytest.fixture
@@ -31,7 +32,13 @@ def common(tiny_model, tiny_data, tmp_path):
 OWN = {"imp": dict(round_steps=3, rewind=.4), "standard": dict(round_steps=3), "early-bird": dict(round_steps=20, early_window=2, early_distance=.2)}   # fields that keep the trainings of a method short
 
 
-def own(method): return OWN.get(method, {}) | (dict(mask_steps=6, scope="matrix") if method.startswith("tamt-") else {})
+def run_of(method, common):
+    "A short run of a method"
+    own = OWN.get(method, {}) | (dict(mask_steps=6, scope="matrix") if method.startswith("tamt-") else {})
+    if method == "given":
+        mask = find_ticket(TicketSpec(**common, method="omp")).mask
+        own["mask"] = str(write_mask(Path(common["text"]).parent/"mine.safetensors", mask))
+    return {name: value for name, value in common.items() if name != "sparsity" or "sparsity" in READS[method]} | own | {"method": method}
 
 
 def test_names_and_fields_are_said_once():
@@ -43,9 +50,10 @@ def test_names_and_fields_are_said_once():
 @pytest.mark.parametrize("method", sorted(READS))
 def test_a_field_that_a_method_does_not_read_is_refused(method):
     for name, value in dict(mask_steps=100, step=.2, source="mlm", rewind=.5, mask_seed=3, scope="matrix").items():
-        if name in READS[method]: TicketSpec(method=method, **{name: value})
+        needed = {"mask": "a.pt"} if method == "given" else {}
+        if name in READS[method]: TicketSpec(method=method, **{name: value} | needed)
         else:
-            with pytest.raises(BadInput, match=f"method {method.replace('+', '.')} does not read {name}, got"): TicketSpec(method=method, **{name: value})
+            with pytest.raises(BadInput, match=f"method {method.replace('+', '.')} does not read {name}, got"): TicketSpec(method=method, **{name: value} | needed)
 
 
 def test_idle_fields_are_2_at_the_command_line_and_counted_in_a_grid(tmp_path, capsys):
@@ -63,9 +71,9 @@ def trained(stage):
 
 
 def test_what_a_dry_run_announces_is_what_is_trained_stage_by_stage(common, tmp_path, capsys):
-    specs = [TicketSpec(**common | own(method) | (dict(sparsity=0.) if method == "dense" else {}), method=method) for method in METHODS]
-    runs = tmp_path/"runs"
-    (tmp_path/"grid.yaml").write_text(json.dumps({"grids": [{k: v for k, v in common.items()} | own(m) | ({"sparsity": 0.} if m == "dense" else {}) | {"method": m} for m in METHODS]}))
+    points, runs = [run_of(method, common) for method in METHODS], tmp_path/"runs"
+    specs = [TicketSpec(**point) for point in points]
+    (tmp_path/"grid.yaml").write_text(json.dumps({"grids": points}))
     assert main(["sweep", str(tmp_path/"grid.yaml"), "--dry-run", "--json", "--step-time", "1"]) == 0
     announced = json.loads(capsys.readouterr().out)
     for spec in specs: lt.run(spec, runs)
@@ -83,7 +91,7 @@ def test_what_a_dry_run_announces_is_what_is_trained_stage_by_stage(common, tmp_
 
 @pytest.mark.parametrize("method", sorted(READS))
 def test_a_ticket_says_the_method_that_made_it(method, common, tmp_path):
-    ticket = find_ticket(TicketSpec(**common | own(method), method=method), tmp_path/"runs")
+    ticket = find_ticket(TicketSpec(**run_of(method, common)), tmp_path/"runs")
     assert ticket.provenance["method"] == method
     assert ticket.mask.sparsity == pytest.approx(0 if method == "dense" else .2, abs=1e-3)
 
@@ -172,7 +180,7 @@ def test_the_face_does_the_main_job(tiny_model):
 def test_a_run_here_is_the_run_of_the_template(common, tmp_path):
     "Same ticket, same scores, same stages, with a notebook or without"
     from lottery_nb.sweep import Worker
-    spec = TicketSpec(**common | own("imp"), method="imp")
+    spec = TicketSpec(**run_of("imp", common))
     here = lt.run(spec, tmp_path/"here")
     with Worker(tmp_path/"there") as worker: there = worker.execute(spec)
     assert {k: v for k, v in here.items() if k != "files"}.items() >= {k: there[k] for k in ("id", "score", "full_score", "sparsity", "mlm_loss", "kd_loss")}.items()

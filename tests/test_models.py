@@ -1,7 +1,9 @@
 """Loading models: the same bytes every time, refusals, altered starts, and guards on what transformers does."""
+import ast
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +155,69 @@ def test_no_mlm_head_no_mlm(tmp_path):
     with pytest.raises(BadInput, match="weights that BertForMaskedLM needs"): load_model(saved(tmp_path/"m", BertModel), get_task("mlm"), 0)
 
 
+def relabelled(path, change):
+    "A weight file with other names or more weights"
+    state = change(load_file(path))
+    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("task", ["sst2", "mlm"])
+@pytest.mark.parametrize("name", ["bert.encoder.layer.0.attention.self.distance_embedding.weight", "bert.embeddings.more.weight", "bert.encoder.layer.1.attention.self.query.weight_mask"])
+def test_weights_of_the_trunk_without_a_place_are_refused(tmp_path, name, task):
+    "Relative positions (transformers < 5), for one: without them it is another model"
+    folder = saved(tmp_path/"m")
+    relabelled(tmp_path/"m"/"model.safetensors", lambda state: state | {name: torch.randn(39, 8)})
+    with pytest.raises(BadInput, match=f"has 1 weights that .* has no place for, among them {name}"): load_model(folder, get_task(task), 0)
+
+
+def test_fewer_layers_than_the_files_hold_are_refused(tmp_path):
+    folder = saved(tmp_path/"m")
+    config = json.loads((tmp_path/"m"/"config.json").read_text())
+    (tmp_path/"m"/"config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(BadInput, match="has 16 weights that BertForSequenceClassification has no place for, among them bert.encoder.layer.2"): load_model(folder, get_task("sst2"), 0)
+
+
+def test_other_heads_and_old_position_numbers_may_stay_in_the_files(tmp_path):
+    folder = saved(tmp_path/"m", BertForPreTraining)
+    reference = weights(load_model(folder, get_task("sst2"), 0))
+    relabelled(tmp_path/"m"/"model.safetensors", lambda state: state | {"bert.embeddings.position_ids": torch.arange(20)[None], "classifier.weight": torch.ones(2, 16), "qa_outputs.bias": torch.ones(2)})
+    assert same(weights(load_model(folder, get_task("sst2"), 0)), reference)
+    load_model(folder, get_task("mlm"), 0)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path/"m")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["superb"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BadInput, match="has tokens that its embedding of 14 rows lacks, up to 'superb' with number 14"): load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["made_up", "bert"])
+def test_code_in_a_folder_is_never_asked_for_nor_run(tiny_model, tmp_path, monkeypatch, kind):
+    folder = shutil.copytree(tiny_model, tmp_path/"m")
+    for name in ("config.json", "tokenizer_config.json"):
+        about = json.loads((folder/name).read_text())
+        about["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model", "AutoTokenizer": [None, "code.Tokenizer"]}
+        (folder/name).write_text(json.dumps(about | ({"model_type": kind} if name == "config.json" else {"tokenizer_class": "Tokenizer"})))
+    (folder/"code.py").write_text(f"open({str(tmp_path/'owned')!r}, 'w')\nclass Config: pass\nModel = Tokenizer = Config\n")
+    monkeypatch.setattr("builtins.input", answer(AssertionError("prompted")))
+    for load in (load_tokenizer, lambda model: load_config(model, get_task("sst2")), lambda model: load_model(model, get_task("sst2"), 0)):
+        try: load(str(folder))
+        except BadInput as error: assert "cannot be loaded" in str(error) and "\n" not in str(error)
+        else: assert kind == "bert"
+    assert not (tmp_path/"owned").exists()
+
+
+def test_no_call_leaves_the_question_of_remote_code_open():
+    "`trust_remote_code` left out means: ask at the terminal"
+    for path in Path(models.__file__).parent.glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained"]
+        for call in calls:
+            given = {word.arg: word.value for word in call.keywords}
+            assert isinstance(given.get("trust_remote_code"), ast.Constant) and given["trust_remote_code"].value is False, f"{path.name}:{call.lineno}"
+
+
 def answer(error):
     "A Hub that always answers with one error"
     def ask(*_, **__): raise error
@@ -205,6 +270,8 @@ def test_positions():
     assert check_length(bert, 512) == check_length(roberta, 512) == 512
     for net in (bert, roberta):
         with pytest.raises(BadInput, match="max_length must be at most 512"): check_length(net, 513)
+    roberta.config.pad_token_id = None
+    with pytest.raises(BadInput, match="counts its positions from pad_token_id, which its configuration lacks"): check_length(roberta, 16)
 
 
 def test_roberta_really_has_that_many_positions():

@@ -25,7 +25,9 @@ def test_golden_ids(id):
 
 
 ticket_values = st.fixed_dictionaries(dict(task=st.sampled_from(TASKS), method=st.sampled_from(sorted(READS)), sparsity=st.floats(0, .99), seed=st.integers(0, 99),
-                                           pool=st.sampled_from(CHOICES["pool"]), model=st.sampled_from(["micro", "bert-base-uncased"]), epochs=st.none() | st.floats(.1, 9)))
+                                           pool=st.sampled_from(CHOICES["pool"]), model=st.sampled_from(["micro", "bert-base-uncased"]), epochs=st.none() | st.floats(.1, 9))).map(
+    lambda values: {name: value for name, value in values.items() if name != "sparsity" or "sparsity" in READS[values["method"]]}
+    | ({"mask": "my/mask.pt"} if values["method"] == "given" else {}))
 
 
 @given(values=ticket_values)

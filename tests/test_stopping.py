@@ -280,7 +280,7 @@ def test_another_user_reads_what_is_finished(words, spec, open_folder, tmp_path,
 
 
 def test_a_full_disk_names_the_file_and_what_may_go(words, spec, tmp_path):
-    "A limit on the size of files stands in for it: Linux answers 'file too large' there, so the message is put in its place"
+    "As the operating system says it, in a cell of the run"
     notebook = read_json(template_path("ticket"))
     notebook["cells"][-1]["source"] = "import errno; from lottery_nb.files import atomic\nwith atomic(run/'more.json') as temp: raise OSError(errno.ENOSPC, 'No space left on device')"
     (tmp_path/"full.ipynb").write_text(json.dumps(notebook))

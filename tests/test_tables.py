@@ -165,8 +165,11 @@ def test_a_delimiter_may_be_given(tmp_path):
     columns = "text, or more;label"
     with pytest.raises(BadInput, match="cannot tell the text"): load_data(spec(path))
     with pytest.raises(BadInput, match="must be one of"): load_data(spec(path, delimiter=";", columns="text,label"))
-    assert read_rows(path, "semicolon").names == columns.split(";")
-    with pytest.raises(BadInput, match="delimiter is for a CSV or TSV file"): read_rows(tmp_path/"x.jsonl" if (tmp_path/"x.jsonl").write_text("{}") else path, ";")
+    assert read_rows(path, delimiter="semicolon").names == columns.split(";")
+    (tmp_path/"x.jsonl").write_text('{"text": "a", "label": 1}\n')
+    table([0, 1]).to_parquet(tmp_path/"x.parquet")
+    with pytest.raises(BadInput, match="delimiter means nothing to a .jsonl file, got ';'"): load_data(spec(tmp_path/"x.jsonl", delimiter=";"))
+    with pytest.raises(BadInput, match="encoding means nothing to a .parquet file"): load_data(spec(tmp_path/"x.parquet", encoding="utf-8"))
 
 
 @pytest.mark.parametrize("line, message", [
