@@ -151,7 +151,8 @@ def dense(
         train_into(partial, theta0(target), target)
     stage(folder, make)
     if rows and (folder/"hub_rows.json").exists() and read_json(folder/"hub_rows.json") != rows:
-        raise BadInput(f"the Hub's rows of {target.task} changed since the full model {folder} was trained on them: choose another --runs folder, or delete that one")
+        raise BadInput(f"the Hub's rows of {target.task} changed since the full model {folder} was trained on them: "
+                       "choose another --runs folder, or delete that one")
     return folder
 
 # %% ../nbs/31_baseline.ipynb #9bc85a54
@@ -228,7 +229,8 @@ def data_only(
 ) -> RunSpec:        # the same for all trainings on the same examples
     "The fields of a spec that the number of its examples depends on"
     limit = {"max_train": spec.max_train} if spec.task == "mlm" else {}
-    return RunSpec(task=spec.task, model=spec.model, data_dir=spec.data_dir, text=spec.text, max_length=spec.max_length, **limit, **table_fields(spec, spec.task))
+    return RunSpec(task=spec.task, model=spec.model, data_dir=spec.data_dir, text=spec.text,
+                   max_length=spec.max_length, **limit, **table_fields(spec, spec.task))
 
 # %% ../nbs/31_baseline.ipynb #c31654bb
 @lru_cache

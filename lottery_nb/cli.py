@@ -59,7 +59,8 @@ def read_fields(
     values, words = {}, list(words)
     while words:
         word = words.pop(0)
-        if not word.startswith("--"): raise BadInput(f"expected --FIELD VALUE, got {word!r}; see lottery-nb run {template} --help")
+        if not word.startswith("--"):
+            raise BadInput(f"expected --FIELD VALUE, got {word!r}; see lottery-nb run {template} --help")
         name, equals, value = word[2:].partition("=")
         if not equals and not words: raise BadInput(f"--{name} needs a value")
         value = value if equals else words.pop(0)
@@ -244,8 +245,10 @@ def gpu_workers(
     runs_per_gpu: int | None,   # --runs-per-gpu
 ) -> list[str] | None:          # CUDA_VISIBLE_DEVICES of each worker; None without --gpus
     "What --gpus asks for"
-    if gpus is None and runs_per_gpu is not None: raise BadInput(f"runs-per-gpu {runs_per_gpu} needs --gpus, such as --gpus 0,1")
-    if gpus is not None and workers is not None: raise BadInput(f"workers {workers} and gpus {gpus} contradict each other: give --gpus and --runs-per-gpu")
+    if gpus is None and runs_per_gpu is not None:
+        raise BadInput(f"runs-per-gpu {runs_per_gpu} needs --gpus, such as --gpus 0,1")
+    if gpus is not None and workers is not None:
+        raise BadInput(f"workers {workers} and gpus {gpus} contradict each other: give --gpus and --runs-per-gpu")
     return None if gpus is None else gpu_slots(gpus, 1 if runs_per_gpu is None else runs_per_gpu, visible_gpus())
 
 # %% ../nbs/62_cli.ipynb #84a1f066
@@ -375,7 +378,8 @@ def export_command(
     from lottery_nb.tickets import Ticket, export_prune
     one_of("format", format, ("prune",))
     ticket = Ticket.load(folder)
-    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of {ticket.mask.total:,} weights kept")
+    typer.echo(f"{export_prune(ticket.mask, file)}: {len(ticket.mask)} masks, {ticket.mask.kept:,} of "
+               f"{ticket.mask.total:,} weights kept")
 
 # %% ../nbs/62_cli.ipynb #56daae3b
 @ticket_app.command("combine")
@@ -460,7 +464,8 @@ def annotate_command(
     from lottery_nb.labels import annotator_agreement, read_records
     if compare:
         found = annotator_agreement(read_records(out), read_records(compare))
-        return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by both")
+        return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by "
+                          "both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
 

@@ -58,7 +58,8 @@ class Unpacked(io.RawIOBase):
         super().close()
 
 # %% ../nbs/02_datafiles.ipynb #06348d24
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 # %% ../nbs/02_datafiles.ipynb #edd17d81
 @contextmanager
@@ -73,7 +74,8 @@ def opened(
             found = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
             with io.TextIOWrapper(file, encoding=encoding or found, newline="") as text: yield text
     except UnicodeError as error:
-        raise BadInput(f"{path} cannot be read as {encoding or found}: {error}; a data file in another encoding is read with encoding, for example encoding=cp1252") from None
+        raise BadInput(f"{path} cannot be read as {encoding or found}: {error}; a data file in another encoding is "
+                       "read with encoding, for example encoding=cp1252") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
 
@@ -98,7 +100,9 @@ def find_folder(
     if not root.is_dir(): raise BadInput(f"data_dir {root} is not a folder")
     candidates = [root, *sorted(root.iterdir()), *sorted((root/"glue_data").glob("*"))]
     found = next((path for path in candidates if path.is_dir() and re.sub(r"[-_ ]", "", path.name.lower()) == name), None)
-    if found is None: raise BadInput(f"data_dir {root} has no data for {name}: expected a folder {name} (any spelling) in it or in its glue_data")
+    if found is None:
+        raise BadInput(f"data_dir {root} has no data for {name}: expected a folder {name} (any spelling) in it or in "
+                       "its glue_data")
     return found
 
 # %% ../nbs/02_datafiles.ipynb #aca2409c
@@ -119,7 +123,9 @@ def squad_files(
     if not Path(root).is_dir(): raise BadInput(f"data_dir {root} is not a folder")
     folders = [Path(root), *(path for path in sorted(Path(root).iterdir()) if path.is_dir() and path.name.lower().startswith("squad"))]
     train, dev = (next((path for folder in folders if (path := find_file(folder, name))), None) for name in ("train-v1.1.json", "dev-v1.1.json"))
-    if dev is None: raise BadInput(f"data_dir {root} has no SQuAD: expected train-v1.1.json and dev-v1.1.json (plain, .gz or .xz) in it or in its squad folder")
+    if dev is None:
+        raise BadInput(f"data_dir {root} has no SQuAD: expected train-v1.1.json and dev-v1.1.json (plain, .gz or .xz) "
+                       "in it or in its squad folder")
     return train, dev
 
 # %% ../nbs/02_datafiles.ipynb #26653090
@@ -132,7 +138,9 @@ def text_files(
     "Which text files train and which evaluate"
     path = Path(path)
     if path.is_file(): return [path], []
-    if not path.is_dir(): raise BadInput(f"text {path} does not exist: expected a text file or a folder of .txt, .txt.gz or .txt.xz files")
+    if not path.is_dir():
+        raise BadInput(f"text {path} does not exist: expected a text file or a folder of .txt, .txt.gz or .txt.xz "
+                       "files")
     files = [p for p in sorted(path.iterdir()) if p.is_file() and re.fullmatch(r"(?i)[^.].*?\.txt(\.gz|\.xz)?|[^.]+\.(gz|xz)", p.name)]
     if not files: raise BadInput(f"text folder {path} has no .txt, .txt.gz or .txt.xz files")
     words = {p: re.split(r"[^a-z]+", p.name.lower()) for p in files}
@@ -175,12 +183,16 @@ def records(
     try:
         for record in filter(None, reader):
             width = width or len(record)
-            if len(record) < width: raise BadInput(f"{path}, row {number}: expected at least {width} columns, found {len(record)}")
-            if len(record) > width: raise BadInput(f"{path}, row {number}: expected {width} columns, found {len(record)}; quote a text that holds {delimiter!r}, or give delimiter")
+            if len(record) < width:
+                raise BadInput(f"{path}, row {number}: expected at least {width} columns, found {len(record)}")
+            if len(record) > width:
+                raise BadInput(f"{path}, row {number}: expected {width} columns, found {len(record)}; quote a text "
+                               f"that holds {delimiter!r}, or give delimiter")
             yield record
             number += 1
     except csv.Error as error:
-        raise BadInput(f"{path} cannot be read: {error} (line {reader.line_num}; in a quoted text, quotes are doubled)") from None
+        raise BadInput(f"{path} cannot be read: {error} (line {reader.line_num}; in a quoted text, quotes are "
+                       "doubled)") from None
 
 # %% ../nbs/02_datafiles.ipynb #5008ea3f
 def header_of(
@@ -202,7 +214,8 @@ def guess_delimiter(
     width = {one: len(header_of(path, line, one)) for one in dict.fromkeys((usual, ",", ";", "\t", "|"))}
     others = [one for one in width if width[one] > 1]
     if width[usual] > 1 or not others: return usual
-    if len(others) > 1: raise BadInput(f"{path}: its first line could be cut at any of {' '.join(map(repr, others))}; give delimiter")
+    if len(others) > 1:
+        raise BadInput(f"{path}: its first line could be cut at any of {' '.join(map(repr, others))}; give delimiter")
     return others[0]
 
 # %% ../nbs/02_datafiles.ipynb #c8f7371f
@@ -240,7 +253,9 @@ def cut(
     except BadInput: return list(records(path, text, delimiter, quotes=False))
     try: plain = list(records(path, text, delimiter, quotes=False))
     except BadInput: return quoted
-    if len(plain) != len(quoted): raise BadInput(f"{path} has {len(plain) - 1} rows if its quotes are letters and {len(quoted) - 1} if they enclose text; write it as CSV or JSONL")
+    if len(plain) != len(quoted):
+        raise BadInput(f"{path} has {len(plain) - 1} rows if its quotes are letters and {len(quoted) - 1} if they "
+                       "enclose text; write it as CSV or JSONL")
     return quoted
 
 # %% ../nbs/02_datafiles.ipynb #74c5cf0e
@@ -286,7 +301,8 @@ def read_json_rows(
     with opened(path, encoding) as file: text, encoding = file.read().strip("\ufeff \t\r\n"), file.encoding.removesuffix("-sig")
     if not text.startswith("["): return read_jsonl(path, encoding)
     try: values = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error: raise BadInput(f"{path} is not valid JSON: {str(error)[:100]}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid JSON: {str(error)[:100]}") from None
     rows = [json_object(value if isinstance(value, dict) else str(value), f"{path}, row {number}") for number, value in enumerate(values, 1)]
     return Table(list(rows[0]) if rows else [], rows, {"encoding": encoding})
 
@@ -311,7 +327,8 @@ def read_parquet(
 
 # %% ../nbs/02_datafiles.ipynb #ff1dad08
 READERS = {".csv": read_delimited, ".tsv": read_delimited, ".jsonl": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
-SAID = {".csv": ("delimiter", "encoding"), ".tsv": ("delimiter", "encoding"), ".jsonl": ("encoding",), ".json": ("encoding",), ".parquet": ()}   # what a format can be told
+SAID = {   # what a format can be told
+    ".csv": ("delimiter", "encoding"), ".tsv": ("delimiter", "encoding"), ".jsonl": ("encoding",), ".json": ("encoding",), ".parquet": ()}
 
 # %% ../nbs/02_datafiles.ipynb #cad5e47f
 def said_of(
@@ -329,7 +346,8 @@ def read_rows(
     "Read the user's file"
     path = existing(path)
     for name, value in said.items():
-        if value and name not in SAID[ending_of(path)]: raise BadInput(f"{name} means nothing to a {ending_of(path)} file, got {value!r} with {path}")
+        if value and name not in SAID[ending_of(path)]:
+            raise BadInput(f"{name} means nothing to a {ending_of(path)} file, got {value!r} with {path}")
     table = READERS[ending_of(path)](path, **{name: value for name, value in said.items() if value})
     if not table.rows: raise BadInput(f"{path} has no rows")
     return table
@@ -340,10 +358,13 @@ def existing(
 ) -> Path:              # the same, if it is a file whose format is known
     "Check that a data file can be one"
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"task {path} does not exist: expected the name of a task or a CSV, TSV, JSONL, JSON or Parquet file")
+    if not path.is_file():
+        raise BadInput(f"task {path} does not exist: expected the name of a task or a CSV, TSV, JSONL, JSON or Parquet "
+                       "file")
     one_of(f"{path}: ending of a data file", ending_of(path), READERS)
     part = re.search(r"-\d{1,6}-of-(\d{1,6})\b", path.name)
-    if part and int(part[1]) > 1: raise BadInput(f"{path} is one of {int(part[1])} files of a data set; join them into one")
+    if part and int(part[1]) > 1:
+        raise BadInput(f"{path} is one of {int(part[1])} files of a data set; join them into one")
     return path
 
 # %% ../nbs/02_datafiles.ipynb #7b68ce8d
@@ -363,7 +384,8 @@ def names_of(
     return header_of(path, line, delimiter)
 
 # %% ../nbs/02_datafiles.ipynb #44465f2f
-TEXT_NAMES = ("text", "sentence", "text1", "text2", "text_a", "text_b", "text_pair", "sentence1", "sentence2", "question", "question1", "question2", "answer", "context",
+TEXT_NAMES = ("text", "sentence", "text1", "text2", "text_a", "text_b", "text_pair", "sentence1", "sentence2",
+              "question", "question1", "question2", "answer", "context",
               "premise", "hypothesis", "review", "content", "comment", "tweet", "title", "query", "passage")
 LABEL_NAMES = ("label", "labels", "score", "class", "target", "category", "sentiment", "gold_label", "rating", "similarity")
 
@@ -376,7 +398,8 @@ def user_columns(
     "Which columns hold the texts and the label; nothing is guessed that could be otherwise"
     if columns:
         chosen = [name.strip() for name in columns.split(",")]
-        if len(chosen) not in (2, 3): raise BadInput(f"columns must be text,label or text,second text,label; got {columns!r}")
+        if len(chosen) not in (2, 3):
+            raise BadInput(f"columns must be text,label or text,second text,label; got {columns!r}")
         return [one_of(f"columns of {path}", name, header) for name in chosen]
     for last in (lambda name: name, lambda name: name.rpartition(".")[2]):   # inner fields count only where no others do
         labels = [name for name in header if last(name).lower() in LABEL_NAMES]
@@ -406,7 +429,8 @@ def siblings(
         same = [other for other in alike if "".join(other.suffixes) == "".join(path.suffixes)]
         found += [alike] if len(alike) < 2 or len(same) != 1 else [same]
     twice = next((alike for alike in found if len(alike) > 1), None)
-    if twice: raise BadInput(f"{path}: {' and '.join(other.name for other in twice)} beside it could both evaluate; give dev")
+    if twice:
+        raise BadInput(f"{path}: {' and '.join(other.name for other in twice)} beside it could both evaluate; give dev")
     return sum(found, [])
 
 # %% ../nbs/02_datafiles.ipynb #d96f1d5d

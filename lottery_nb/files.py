@@ -113,7 +113,7 @@ def disk_full(
     "Know a full disk, whichever library met it"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left on device|Disk quota exceeded", str(error))
     if not full: return None
-    return DiskFull(f"{path} could not be written, the disk or quota is full: free space there (folders in stages/ are made again when a run needs them), then give the same command again")
+    return DiskFull(f"{path} could not be written, the disk or quota is full: free space there (stages/ is made again as needed), then try again")
 
 # %% ../nbs/00_files.ipynb #8465e4cc
 @contextmanager
@@ -169,7 +169,9 @@ def read_json(
     except OSError as error: raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError: raise BadInput(f"{path} is not valid JSON: it is nested too deep") from None
     except ValueError as error: raise BadInput(f"{path} is not valid JSON: {str(error).partition(';')[0]}") from None
-    if not isinstance(value, kind): raise BadInput(f"{path} must hold a JSON {dict(dict='object', list='array')[kind.__name__]}, got {shown(value)}")
+    if not isinstance(value, kind):
+        raise BadInput(f"{path} must hold a JSON {dict(dict='object', list='array')[kind.__name__]}, got "
+                       f"{shown(value)}")
     return value
 
 def _finite(text: str) -> float:

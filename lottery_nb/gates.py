@@ -330,7 +330,8 @@ def cut_closed(
     keep_bias: bool = True,    # keep the bias of an emptied attention (D16)
 ) -> nn.Module:                # the same model; its config remembers the gates
     "Remove closed heads and MLPs from a model"
-    if open_gates(model).heads.shape != gates.heads.shape: raise BadInput(f"gates must be {open_gates(model).heads.shape} for heads in "
+    if open_gates(model).heads.shape != gates.heads.shape:
+        raise BadInput(f"gates must be {open_gates(model).heads.shape} for heads in "
                                                                           f"this model, got {gates.heads.shape}")
     for layer, heads, mlp in zip(encoder_layers(model), *gates):
         cut_heads(layer, architecture(model), heads, keep_bias)

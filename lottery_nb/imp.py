@@ -61,7 +61,8 @@ class Chain:
     def key(self, number: int) -> dict:
         "Everything that level `number` depends on"
         names = ("pool", "scope", "round_epochs", "round_steps", "horizon", "rewind_head")
-        return self.source.identity() | {name: getattr(self.spec, name) for name in names} | {"rewind": self.rewind, "levels": [round(s, 6) for s in self.levels[:number]]}
+        own = {name: getattr(self.spec, name) for name in names}
+        return self.source.identity() | own | {"rewind": self.rewind, "levels": [round(s, 6) for s in self.levels[:number]]}
 
     def level(self, number: int) -> Path:
         "The finished stage of a level (1 is the first), making the ones before it if need be"
@@ -73,7 +74,8 @@ class Chain:
         if number == 1: check_rows({name: tuple(weight.shape) for name, weight in prunable(theta0(self.source), self.spec.pool).items()}, self.spec.scope)
         model, mask = self.trained(number, partial)
         pruned = topk_mask(magnitude(prunable(model, self.spec.pool)), self.levels[number - 1], self.spec.scope, within=mask)
-        about = {"method": "imp", "source": self.spec.source or self.source.task, "pool": self.spec.pool, "scope": self.spec.scope, "seed": self.spec.seed, "rewind": self.rewind, "round": number}
+        about = {name: getattr(self.spec, name) for name in ("pool", "scope", "seed")} | {"rewind": self.rewind, "round": number}
+        about |= {"method": "imp", "source": self.spec.source or self.source.task}
         Ticket(pruned, provenance_of(theta0(self.source), pruned, model=self.spec.model, **about)).save(partial/"ticket")
         if self.rewind is None or not self.spec.rewind_head: save_weights(model, partial/WEIGHTS)
         else: (partial/WEIGHTS).unlink(missing_ok=True)
@@ -135,7 +137,8 @@ class JointChain(Chain):
         mask = Ticket.load(self.level(number - 1)/"ticket").mask if number > 1 else None
         nets = [theta0(source) for source in self.sources]
         tasks, data, tokenizers = zip(*map(materials, self.sources))
-        train_once(partial, nets[0], lambda checkpoints: finetune_jointly(nets, tasks, data, tokenizers[0], self.sources, checkpoints, mask=mask, **self.span(number)))
+        train_once(partial, nets[0], lambda checkpoints: finetune_jointly(
+            nets, tasks, data, tokenizers[0], self.sources, checkpoints, mask=mask, **self.span(number)))
         return nets[0], mask
 
 # %% ../nbs/32_imp.ipynb #62df8739

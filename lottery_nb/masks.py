@@ -123,7 +123,8 @@ def side_by_side(
     differing = [name for name in {**first.shapes, **second.shapes} if first.shapes.get(name) != second.shapes.get(name)]
     if differing:
         name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise BadInput(f"masks differ in their members: {name}{more} is {first.shapes.get(name, 'missing')} in one and {second.shapes.get(name, 'missing')} in the other")
+        raise BadInput(f"masks differ in their members: {name}{more} is {first.shapes.get(name, 'missing')} in one and "
+                       f"{second.shapes.get(name, 'missing')} in the other")
     for name, kept in first.items(): yield name, kept, second[name]
 
 # %% ../nbs/11_masks.ipynb #fe25e580
@@ -153,7 +154,8 @@ def unpack_bits(
     "Unpack one member of a mask"
     entries = int(np.prod(shape))
     if bits.dtype != torch.uint8 or bits.numel() != -(-entries // 8):
-        raise BadInput(f"mask member {name} of shape {shape} must be {-(-entries // 8)} bytes of bits, got {bits.numel()} of {bits.dtype}")
+        raise BadInput(f"mask member {name} of shape {shape} must be {-(-entries // 8)} bytes of bits, got "
+                       f"{bits.numel()} of {bits.dtype}")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=entries, bitorder="little").view(bool)).view(shape)
 
 # %% ../nbs/11_masks.ipynb #abc79f5c
@@ -176,9 +178,13 @@ def matched(
     "The parameters a mask speaks about; `BadInput` names an unknown, mis-shaped or doubly named member"
     weights = {name: resolve(model, name) for name in mask}
     for name, weight in weights.items():
-        if weight.shape != mask[name].shape: raise BadInput(f"mask member {name} has shape {tuple(mask[name].shape)}, the model's weight has {tuple(weight.shape)}")
-        if not weight.is_floating_point(): raise BadInput(f"mask member {name} needs a floating-point weight, the model's is {weight.dtype}")
-    if len({id(weight) for weight in weights.values()}) < len(weights): raise BadInput("mask has two members for one weight of the model (a tied weight under both of its names)")
+        if weight.shape != mask[name].shape:
+            raise BadInput(f"mask member {name} has shape {tuple(mask[name].shape)}, the model's weight has "
+                           f"{tuple(weight.shape)}")
+        if not weight.is_floating_point():
+            raise BadInput(f"mask member {name} needs a floating-point weight, the model's is {weight.dtype}")
+    if len({id(weight) for weight in weights.values()}) < len(weights):
+        raise BadInput("mask has two members for one weight of the model (a tied weight under both of its names)")
     return weights
 
 # %% ../nbs/11_masks.ipynb #7b6ba4f3
@@ -264,13 +270,15 @@ class Hold:
 
     def _changed(self, name: str, found: object) -> BadInput:
         "What to say of a held weight that is not what it was"
-        return BadInput(f"held weight {name} was {tuple(self.mask[name].shape)} and is now {found}: release the hold before a model's weights are changed in shape or taken out, then hold again")
+        return BadInput(f"held weight {name} was {tuple(self.mask[name].shape)} and is now {found}: release the hold "
+                        "before a model's weights are changed in shape or taken out, then hold again")
 
     def _zero(self, weight: Parameter, values: Tensor):
         "Zero the pruned entries of a parameter or of its gradient; the mask follows it to its device"
         values, keep = shard_of(values), self._keep[weight]
         if keep.device != values.device: keep = self._keep[weight] = keep.to(values.device)
-        if keep.shape != values.shape: raise self._changed(next(name for name, path in self._paths.items() if parameter_at(self._model(), path) is weight), tuple(values.shape))
+        if keep.shape != values.shape:
+            raise self._changed(next(name for name, path in self._paths.items() if parameter_at(self._model(), path) is weight), tuple(values.shape))
         keep_bits(values, keep)
 
     def _on_assignment(self, module: nn.Module, attribute: str, weight: Parameter | None):

@@ -35,7 +35,8 @@ def model_source(
     if is_micro(model): return str(pretrained(architecture_of(model)))
     if not Path(model).is_dir(): return hub_name(model)
     for what, names in (("config.json", ("config.json",)), ("weights (model.safetensors or pytorch_model.bin)", WEIGHT_FILES)):
-        if not any((Path(model)/name).is_file() for name in names): raise BadInput(f"model folder {model} has no {what}")
+        if not any((Path(model)/name).is_file() for name in names):
+            raise BadInput(f"model folder {model} has no {what}")
     return str(model)
 
 # %% ../nbs/23_models.ipynb #ebb015a7
@@ -49,8 +50,11 @@ def hub_name(
     try:
         if not isinstance(try_to_load_from_cache(model, "config.json"), str): model_info(model, timeout=20)
     except HFValidationError: raise BadInput(f"model folder {model} does not exist; {doors}") from None
-    except RepositoryNotFoundError: raise BadInput(f"model {model!r} is neither a local folder nor on the Hugging Face Hub; {doors}") from None
-    except Exception as error: raise BadInput(f"model {model!r} is no local folder and the Hugging Face Hub cannot be reached ({error}); {doors}") from None
+    except RepositoryNotFoundError:
+        raise BadInput(f"model {model!r} is neither a local folder nor on the Hugging Face Hub; {doors}") from None
+    except Exception as error:
+        raise BadInput(f"model {model!r} is no local folder and the Hugging Face Hub cannot be reached ({error}); "
+                       f"{doors}") from None
     return model
 
 # %% ../nbs/23_models.ipynb #d30c0a46
@@ -73,10 +77,13 @@ def load_tokenizer(
     source = model_source(model)
     try:
         with quiet(): tokenizer, config = (kind.from_pretrained(source, trust_remote_code=False) for kind in (AutoTokenizer, AutoConfig))
-    except Exception as error: raise BadInput(f"the tokenizer of model {model} cannot be loaded: {short_reason(error)}") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens): raise BadInput(f"model folder {model} has no tokenizer (tokenizer.json or vocab.txt)")
+    except Exception as error:
+        raise BadInput(f"the tokenizer of model {model} cannot be loaded: {short_reason(error)}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise BadInput(f"model folder {model} has no tokenizer (tokenizer.json or vocab.txt)")
     token, number = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    if number >= config.vocab_size: raise BadInput(f"the tokenizer of model {model} has tokens that its embedding of {config.vocab_size} "
+    if number >= config.vocab_size:
+        raise BadInput(f"the tokenizer of model {model} has tokens that its embedding of {config.vocab_size} "
                                                    f"rows lacks, up to {token!r} with number {number}; resize the embedding and save the "
                                                    "model again")
     return tokenizer
@@ -108,9 +115,11 @@ def load_config(
     if task.kind == "regression": settings |= dict(problem_type="regression", num_labels=1)
     try: config = AutoConfig.from_pretrained(model_source(model), trust_remote_code=False, **settings)
     except BadInput: raise
-    except Exception as error: raise BadInput(f"the configuration of model {model} cannot be loaded: {short_reason(error)}") from None
+    except Exception as error:
+        raise BadInput(f"the configuration of model {model} cannot be loaded: {short_reason(error)}") from None
     row = architecture(config, f" of model {model}")
-    if task.kind == "mlm" and not row.mlm: raise BadInput("masked language modelling needs a head that predicts words, a "
+    if task.kind == "mlm" and not row.mlm:
+        raise BadInput("masked language modelling needs a head that predicts words, a "
                                                           f"{config.model_type} model ({model}) has none")
     for name in row.dropout if dropout is not None else (): setattr(config, name, dropout)
     return config
@@ -156,7 +165,9 @@ def fresh_names(
     "Which parameters come from the seed; files that lack anything else are `BadInput`, never a silent random trunk"
     trunk, predicts_words = f"{net.base_model_prefix}.", net.get_output_embeddings() is not None
     lost = sorted(name for name in missing if predicts_words or (name.startswith(trunk) and part_of(net, name) != "pooler"))
-    if lost: raise BadInput(f"model {model} lacks {len(lost)} of the weights that {type(net).__name__} needs, among them {lost[0]}")
+    if lost:
+        raise BadInput(f"model {model} lacks {len(lost)} of the weights that {type(net).__name__} needs, among them "
+                       f"{lost[0]}")
     return [name for name, _ in net.named_parameters() if name in missing or not (predicts_words or name.startswith(trunk))]
 
 # %% ../nbs/23_models.ipynb #c142d579
@@ -172,7 +183,9 @@ def load_model(
         with quiet(), torch.random.fork_rng(devices=[]):
             net, report = HEADS[task.kind].from_pretrained(
                 model_source(model), config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False)
-    except Exception as error: raise BadInput(f"the weights of model {model} cannot be loaded (damaged or of another shape): {short_reason(error)}") from None
+    except Exception as error:
+        raise BadInput(f"the weights of model {model} cannot be loaded (damaged or of another shape): "
+                       f"{short_reason(error)}") from None
     check_used(net, report["unexpected_keys"], model)
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     init_fresh(net, fresh_names(net, missing, model), seed)
@@ -213,7 +226,8 @@ def eager_attention(
     "While open, attention forms its maps"
     backend = net.config._attn_implementation
     net.set_attn_implementation("eager")
-    if net.config._attn_implementation != "eager": raise RuntimeError(f"{type(net).__name__} does not switch to eager attention")
+    if net.config._attn_implementation != "eager":
+        raise RuntimeError(f"{type(net).__name__} does not switch to eager attention")
     try: yield net
     finally: net.set_attn_implementation(backend)
 

@@ -116,5 +116,6 @@ def train_scores(
     train(trainer)
     scores = {name: score.detach().cpu() for name, score in trainer.scores.items()}
     broken = next((name for name, score in scores.items() if score.max().isnan()), None)
-    if broken: raise BadInput(f"criterion movement gave a NaN for {broken}: the training has diverged; lower learning_rate")
+    if broken:
+        raise BadInput(f"criterion movement gave a NaN for {broken}: the training has diverged; lower learning_rate")
     return scores, Training(history(trainer), length)

@@ -127,7 +127,8 @@ def _counted(model, table):
 
 def _learnt_nothing(ours):
     idle = {model: [task for task, runs in rows.groupby("task") if not learns(runs)] for model, rows in ours.items()}
-    return [f"{model}: the full model is no better than a guess on {', '.join(tasks)}, so nothing is called winning there" for model, tasks in idle.items() if tasks]
+    return [f"{model}: the full model is no better than a guess on {', '.join(tasks)}, so nothing is called winning there"
+            for model, tasks in idle.items() if tasks]
 
 
 def _no_contest(ours):

@@ -80,7 +80,8 @@ def untrained(
     if not is_micro(spec.model): return HEADS[task.kind].from_config(load_config(spec.model, task, spec.dropout))
     labels = len(task.labels) if task.labels else 1
     config = micro_config(architecture_of(spec.model))
-    config.update({"num_labels": labels, "problem_type": "regression" if task.kind == "regression" else None} if task.kind in ("classification", "regression") else {})
+    kind = {"num_labels": labels, "problem_type": "regression" if task.kind == "regression" else None}
+    config.update(kind if task.kind in ("classification", "regression") else {})
     return HEADS[task.kind].from_config(config)
 
 # %% ../nbs/60_plan.ipynb #2953f7e6
@@ -95,9 +96,10 @@ def shape(
 def hours(
     specs: list[RunSpec],             # the runs of a grid
     step_time: float | None = None,   # seconds a step; None = measured here for each shape of step
-) -> dict:                            # hours alone and shared, one training after another, None where unknown; seconds a step by model, task, batch and tokens; the models that cannot be timed here
+) -> dict:   # hours alone and shared, None where unknown; seconds a step by model, task, batch and tokens; models that cannot be timed
     "The hours that the training steps of a grid take"
-    if step_time is not None and not step_time > 0: raise BadInput(f"step-time must be more than 0 seconds, got {step_time}")
+    if step_time is not None and not step_time > 0:
+        raise BadInput(f"step-time must be more than 0 seconds, got {step_time}")
     needed = [piece for spec in specs for piece in pieces(spec)]
     shared = {piece.key: piece for piece in needed}
     alone = [piece for piece in needed if piece.kind != "micro pre-training"]

@@ -103,7 +103,8 @@ def wanda(
     for name, weight in weights.items():
         products = weight.detach().abs() * norms[name].to(weight)
         ranks = torch.arange(weight.shape[1], 0, -1, device=weight.device) / weight.shape[1]
-        scores[name] = torch.empty_like(products, dtype=ranks.dtype).scatter_(1, products.argsort(dim=1, descending=True, stable=True), ranks.expand_as(products))
+        scores[name] = torch.empty_like(products, dtype=ranks.dtype).scatter_(
+            1, products.argsort(dim=1, descending=True, stable=True), ranks.expand_as(products))
         scores[name][products.isnan()] = nan
     return scores
 
@@ -155,7 +156,9 @@ def linear_owner(
     "Find the module whose inputs belong to a weight; a bias or an embedding has none"
     path, _, kind = name.rpartition(".")
     owner = model.get_submodule(path)
-    if not isinstance(owner, nn.Linear) or kind != "weight": raise BadInput(f"a criterion that reads norms needs matrices of linear maps, and {name} is none: choose a pool without embeddings and biases")
+    if not isinstance(owner, nn.Linear) or kind != "weight":
+        raise BadInput(f"a criterion that reads norms needs matrices of linear maps, and {name} is none: choose a pool "
+                       "without embeddings and biases")
     return owner
 
 # %% ../nbs/12_scores.ipynb #0ee24081

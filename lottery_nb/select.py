@@ -51,7 +51,8 @@ class Ranked:
             self.shapes[name] = tuple(score.shape)
             types.append(score.dtype if score.is_floating_point() else torch.float64)
         self.dtype = reduce(torch.promote_types, types)
-        if within is not None and within.shapes != self.shapes: raise BadInput("within must have the members and shapes of the scores")
+        if within is not None and within.shapes != self.shapes:
+            raise BadInput("within must have the members and shapes of the scores")
         self.sizes = {name: prod(shape) for name, shape in self.shapes.items()}
 
     def read(self, name: str) -> Tensor:
@@ -244,7 +245,9 @@ def group_count(
     "How many weights of a group stay"
     keep, size = pattern
     count = kept_count(size, sparsity)
-    if count < keep: raise BadInput(f"scope {keep}:{size} keeps {keep} of every {size} weights, so sparsity can be at most {1 - keep/size:.4g}, got {sparsity}")
+    if count < keep:
+        raise BadInput(f"scope {keep}:{size} keeps {keep} of every {size} weights, so sparsity can be at most "
+                       f"{1 - keep/size:.4g}, got {sparsity}")
     return count
 
 # %% ../nbs/13_select.ipynb #cf5aa127
@@ -268,7 +271,8 @@ def keep_groups(
     order = scores.reshape(-1, size).argsort(dim=1, descending=True, stable=True)
     if alive is not None: order = order.gather(1, (~alive.reshape(-1, size)).gather(1, order).byte().argsort(dim=1, stable=True))   # the living first
     kept = torch.zeros(order.shape, dtype=torch.bool, device=scores.device).scatter_(1, order[:, :keep], True).view(scores.shape)
-    if alive is not None and not alive[kept].all(): raise BadInput(f"{keep} of every {size} entries cannot stay: within keeps fewer in some group")
+    if alive is not None and not alive[kept].all():
+        raise BadInput(f"{keep} of every {size} entries cannot stay: within keeps fewer in some group")
     return kept
 
 # %% ../nbs/13_select.ipynb #5c07e7f3
@@ -286,7 +290,8 @@ def topk_mask(
         return Mask({name: keep_groups(ranked.read(name).view(shape), count, pattern[1], alive[name]) for name, shape in ranked.shapes.items()})
     for names, k in shares(ranked.shapes, sparsity, scope):
         if k > (there := ranked.available(names)):
-            raise BadInput(f"sparsity {sparsity} would keep {k} entries of {names[0]}{' and others' * (len(names) > 1)}, but within keeps only {there}")
+            raise BadInput(f"sparsity {sparsity} would keep {k} entries of "
+                           f"{names[0]}{' and others' * (len(names) > 1)}, but within keeps only {there}")
         kept |= keep_highest(ranked, names, k)
     return Mask(kept)
 

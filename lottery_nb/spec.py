@@ -60,11 +60,16 @@ def check_table(
     if not any(map(is_file, [spec.task, *source_names(getattr(spec, "source", ""))])):
         raise BadInput(f"{given[0]} is for a data file, got {shown(getattr(spec, given[0]))} with task {spec.task}")
     if spec.kind: one_of("kind", spec.kind, KINDS)
-    if spec.dev and spec.split: raise BadInput(f"split {shown(spec.split)} is for a data file without development rows, got dev {shown(spec.dev)} too")
+    if spec.dev and spec.split:
+        raise BadInput(f"split {shown(spec.split)} is for a data file without development rows, got dev "
+                       f"{shown(spec.dev)} too")
     if spec.delimiter and not re.fullmatch(r"[^\w\s\"']|\t", DELIMITERS.get(spec.delimiter, spec.delimiter)):
-        raise BadInput(f"delimiter must be one character such as ; or |, or one of tab, semicolon, comma, pipe; got {shown(spec.delimiter)}")
+        raise BadInput("delimiter must be one character such as ; or |, or one of tab, semicolon, comma, pipe; got "
+                       f"{shown(spec.delimiter)}")
     try: "".encode(spec.encoding or "utf-8")
-    except (LookupError, ValueError): raise BadInput(f"encoding must be one that Python knows, such as utf-8, utf-16 or cp1252; got {shown(spec.encoding)}") from None
+    except (LookupError, ValueError):
+        raise BadInput("encoding must be one that Python knows, such as utf-8, utf-16 or cp1252; got "
+                       f"{shown(spec.encoding)}") from None
 
 # %% ../nbs/04_spec.ipynb #7028a8ad
 POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+pooler", "encoder+biases")
@@ -174,11 +179,14 @@ def check_types(
         value = getattr(spec, name)
         if value is None and nullable: continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and kind in (int, float) and not abs(value) < 2**63: raise BadInput(f"{name} must be a finite number below 2**63, got {shown(value)}")
+        if number and kind in (int, float) and not abs(value) < 2**63:
+            raise BadInput(f"{name} must be a finite number below 2**63, got {shown(value)}")
         if number and kind is float: object.__setattr__(spec, name, float(value))
         elif number and kind is int and value == int(value): object.__setattr__(spec, name, int(value))
-        elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool): raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}")
-        if kind is str and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value): raise BadInput(f"{name} must be text without control characters, got {shown(value)}")
+        elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}")
+        if kind is str and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
+            raise BadInput(f"{name} must be text without control characters, got {shown(value)}")
 
 # %% ../nbs/04_spec.ipynb #7e5fd02b
 def within(
@@ -191,7 +199,8 @@ def within(
     "Refuse numbers that are too small or too large; `BadInput` names the field"
     for name, value in values.items():
         if value is None: continue
-        if not (value > low if above else value >= low): raise BadInput(f"{name} must be {'more than' if above else 'at least'} {low}, got {value}")
+        if not (value > low if above else value >= low):
+            raise BadInput(f"{name} must be {'more than' if above else 'at least'} {low}, got {value}")
         if not value <= high: raise BadInput(f"{name} must be at most {high}, got {value}")
 
 # %% ../nbs/04_spec.ipynb #f7c5538d
@@ -235,9 +244,11 @@ def load_plugins(
     "Import what adds methods of the user's own"
     found = tuple(name.strip() for name in names.split(",") if name.strip())
     for name in found:
-        if name.endswith(".py") and not Path(name).is_file(): raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which does not exist")
+        if name.endswith(".py") and not Path(name).is_file():
+            raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which does not exist")
         try: run_path(name) if name.endswith(".py") else import_module(name)
-        except ImportError as error: raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which cannot be imported: {error}") from None
+        except ImportError as error:
+            raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which cannot be imported: {error}") from None
     return found
 
 # %% ../nbs/04_spec.ipynb #7620dc03
@@ -272,9 +283,12 @@ def check_scope(
 ) -> str:                             # the scope, when it can be had
     "Refuse an unknown scope, and a sparsity that its pattern does not have"
     if not (pattern := pattern_of(scope)):
-        if scope not in SCOPES: raise BadInput(f"scope must be one of {', '.join(SCOPES)} or N:M such as 2:4 (keep 2 of every 4 weights of a row); got {shown(scope)}")
+        if scope not in SCOPES:
+            raise BadInput(f"scope must be one of {', '.join(SCOPES)} or N:M such as 2:4 (keep 2 of every 4 weights of "
+                           f"a row); got {shown(scope)}")
     elif sparsity is not None and abs(sparsity - (1 - pattern[0]/pattern[1])) > 1e-3:
-        raise BadInput(f"scope {scope} keeps {pattern[0]} of every {pattern[1]} weights, so sparsity must be {1 - pattern[0]/pattern[1]:.4g}, got {sparsity}")
+        raise BadInput(f"scope {scope} keeps {pattern[0]} of every {pattern[1]} weights, so sparsity must be "
+                       f"{1 - pattern[0]/pattern[1]:.4g}, got {sparsity}")
     return scope
 
 # %% ../nbs/04_spec.ipynb #4c36f244
@@ -292,10 +306,10 @@ def mask_defaults(
 @dataclass(frozen=True)
 class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
-    method: str = "imp"              # dense, given (a mask you have), a criterion (random, omp, first-order, fisher, snip, wanda), movement, imp, early-bird (rounds that end when the mask stands still), standard (IMP without rewinding), or mask training: tamt-mlm, tamt-kd, tamt-mlm+kd, tamt-attention
+    method: str = "imp"              # one of METHODS: imp, early-bird, standard, dense, random, omp, first-order, fisher, snip, wanda, movement, given, tamt-…
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
     pool: str = "encoder"            # weights that may be pruned
-    scope: str = "global"            # ranked together: all matrices (global), each (matrix; erk: small ones denser), or every M weights of a row (N:M, 2:4 keeps 2 of 4)
+    scope: str = "global"            # ranked together: global, matrix (each; erk: small ones denser), or N:M (2:4 keeps 2 of every 4 in a row)
     source: str = ""                 # task the mask is found on, or IMP on several at once: mlm+sst2; empty: `task`
     source_train: int = None         # use only the first so many training examples (MLM: blocks) of the source; None: all, or `max_train` where it is the task
     schedule: str = "absolute"       # IMP: `step` points of the pool a round (as released), or that share of the remaining (D1)
@@ -318,7 +332,7 @@ class TicketSpec(RunSpec):
     mask_at: int = None              # tamt: step whose mask is the ticket, a tenth of `mask_steps` or a multiple of it; None: the last
     mask_learning_rate: float = None # tamt: of the scores, at the first step; None: 5e-5, for KD 2e-5
     mask_batch_size: int = None      # tamt: blocks of text per step; None: 16
-    mask_max_length: int = None      # tokens per block of text, in mask training and in the losses of any ticket; None: the MLM task's, or what the model can read
+    mask_max_length: int = None      # tokens per block of text, in mask training and in any ticket's losses; None: the MLM task's, or what the model can read
     mask_horizon: int = None         # tamt: step at which the learning rate reaches 0; None: `mask_steps` (paper: 27920)
     mask_refresh: int = 1            # tamt: steps between two settings of the threshold (released: 1000, KD 100; D8)
     mask_rank: str = "signed"        # tamt: cut the scores S (Eq. 3) or |S| (absolute; D8)
@@ -343,7 +357,8 @@ class TicketSpec(RunSpec):
         super().check()
         if not 0 <= self.sparsity < 1: raise BadInput(f"sparsity must be in [0, 1), got {self.sparsity}")
         if not 0.001 <= self.step < 1: raise BadInput(f"step must be in [0.001, 1), got {self.step}")
-        if self.rewind is not None and not 0 <= self.rewind < 1: raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
+        if self.rewind is not None and not 0 <= self.rewind < 1:
+            raise BadInput(f"rewind must be in [0, 1) or None, got {self.rewind}")
         within(self, low=0, high=MOST_EPOCHS, above=True, round_epochs=self.round_epochs)
         within(self, low=1, round_steps=self.round_steps, mask_steps=self.mask_steps, mask_horizon=self.mask_horizon, mask_refresh=self.mask_refresh,
                mask_batch_size=self.mask_batch_size, mask_max_length=self.mask_max_length)
@@ -352,9 +367,12 @@ class TicketSpec(RunSpec):
         within(self, low=1, source_train=self.source_train, score_examples=self.score_examples, early_window=self.early_window)
         within(self, low=0, high=1, above=True, early_distance=self.early_distance)
         check_scope(self.scope, None if self.method == "dense" else self.sparsity)
-        if self.mask_seed is not None and self.rewind: raise BadInput(f"mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), got rewind {self.rewind}")
+        if self.mask_seed is not None and self.rewind:
+            raise BadInput("mask_seed needs rewind 0 or None (weights of another seed's training cannot be shared), "
+                           f"got rewind {self.rewind}")
         self.check_reads()
-        if "mask" in READS[self.method] and not self.mask: raise BadInput(f"method {self.method} needs mask: a ticket's folder or a file of masks, got none")
+        if "mask" in READS[self.method] and not self.mask:
+            raise BadInput(f"method {self.method} needs mask: a ticket's folder or a file of masks, got none")
         if len(source_names(self.source)) > 1: self.check_joint()
         if self.trains_mask: self.check_mask()
 
@@ -383,7 +401,9 @@ class TicketSpec(RunSpec):
         if self.source not in ("", "mlm"): raise BadInput(f"source of method {self.method} must be mlm (masks are trained on text), got {shown(self.source)}")
         if self.mask_at is not None: one_of("mask_at (a saved step)", self.mask_at, self.saved_steps)
         if self.mask_horizon is not None: within(self, low=self.mask_steps, mask_horizon=self.mask_horizon)
-        if pattern_of(self.scope) and self.mask_refresh != 1: raise BadInput(f"scope {self.scope} holds at every step, so mask_refresh must be 1, got {self.mask_refresh}")
+        if pattern_of(self.scope) and self.mask_refresh != 1:
+            raise BadInput(f"scope {self.scope} holds at every step, so mask_refresh must be 1, got "
+                           f"{self.mask_refresh}")
 
     @property
     def asks_sparsity(self) -> bool:

@@ -76,7 +76,9 @@ def open_run(
     "Make (or find) the folder of a run; another spec of the same id is refused"
     folder = run_folder(spec, root)
     if (folder/"spec.json").exists():
-        if not same_spec(read_json(folder/"spec.json", dict), spec): raise BadInput(f"{folder} belongs to another spec of the same id; move it away or choose another --runs folder")
+        if not same_spec(read_json(folder/"spec.json", dict), spec):
+            raise BadInput(f"{folder} belongs to another spec of the same id; move it away or choose another --runs "
+                           "folder")
         return folder
     if said := changed_inputs(spec, root): print(said, flush=True)
     if spec.inputs(): write_json(folder/"inputs.json", spec.inputs())
@@ -122,8 +124,10 @@ def damaged(
     for name in ("score", "full_score", "sparsity"):
         if not number(result.get(name)): return f"its {name} is {shown(result[name])}"
     for name in ("scores", "full_scores"):
-        if not isinstance(part := result.get(name, {}), dict) or not all(map(number, part.values())): return f"its {name} are {shown(part)}"
-    if nested := [name for name, value in result.get("spec", {}).items() if isinstance(value, (dict, list))]: return f"its spec's {shown(nested[0])} is no plain value"
+        if not isinstance(part := result.get(name, {}), dict) or not all(map(number, part.values())):
+            return f"its {name} are {shown(part)}"
+    if nested := [name for name, value in result.get("spec", {}).items() if isinstance(value, (dict, list))]:
+        return f"its spec's {shown(nested[0])} is no plain value"
 
 # %% ../nbs/30_store.ipynb #510ab05e
 def read_result(
@@ -203,8 +207,11 @@ def flat_result(
     result: dict,   # content of a `result.json`
 ) -> dict:          # one level: id, template, spec fields, scores; nested scores as `scores.accuracy`
     "One row of the results table"
-    if result.get("schema") != SCHEMA: raise BadInput(f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads {SCHEMA}")
-    if absent := {"id", "template", "spec"} - set(result): raise BadInput(f"result {result.get('id')} is damaged: it has no {' and no '.join(sorted(absent))}")
+    if result.get("schema") != SCHEMA:
+        raise BadInput(f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads "
+                       f"{SCHEMA}")
+    if absent := {"id", "template", "spec"} - set(result):
+        raise BadInput(f"result {result.get('id')} is damaged: it has no {' and no '.join(sorted(absent))}")
     top = {k: v for k, v in result.items() if k not in ("spec", "files", "schema") and not isinstance(v, (dict, list))}
     nested = {f"{k}.{name}": v for k, part in result.items() if k in ("scores", "full_scores") for name, v in part.items()}
     asked = {"asked_sparsity": result["spec"]["sparsity"]} if "sparsity" in result["spec"] else {}

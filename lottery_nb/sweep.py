@@ -50,7 +50,8 @@ def check_template(
 ) -> Path:              # the notebook, when papermill will really use the values it is given
     "Refuse a template that would ignore parameters: no `parameters` tag, or fields it does not name"
     try: tagged = ["".join(c["source"]) for c in read_json(path, dict).get("cells", []) if "parameters" in c.get("metadata", {}).get("tags", [])]
-    except (AttributeError, KeyError, TypeError): raise BadInput(f"{path} is not a notebook: its cells are not as nbformat 4 says") from None
+    except (AttributeError, KeyError, TypeError):
+        raise BadInput(f"{path} is not a notebook: its cells are not as nbformat 4 says") from None
     if len(tagged) != 1: raise BadInput(f"{path} must have exactly one cell tagged 'parameters', found {len(tagged)}")
     named = {line.split(":")[0].strip() for line in tagged[0].splitlines() if ":" in line}
     absent = [field.name for field in fields(spec) if field.name not in named]
@@ -159,7 +160,8 @@ class Worker:
             open_run(spec, self.root)
             with failure_noted(folder), self.at_work():
                 run_notebook(path, folder, asdict(spec), self.ready(), progress, fresh)
-                if (result := finished(folder)) is None: raise RunFailed(f"{folder/NOTEBOOK} ended without a result.json")
+                if (result := finished(folder)) is None:
+                    raise RunFailed(f"{folder/NOTEBOOK} ended without a result.json")
         return result
 
 # %% ../nbs/61_sweep.ipynb #5d77514f
@@ -207,7 +209,8 @@ def start_kernel(
     (folder/"own").mkdir()
     argv = [sys.executable, "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (folder/"own"/"kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}), encoding="utf-8")
-    kernel = AsyncKernelManager(kernel_name="own", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(folder)]), connection_file=str(folder/"kernel.json"), **sockets)
+    kernel = AsyncKernelManager(kernel_name="own", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(folder)]),
+                                connection_file=str(folder/"kernel.json"), **sockets)
     with open(folder/"said.txt", "w") as said: run_sync(kernel.start_kernel)(env=env, cwd=os.getcwd(), stdout=said, stderr=said)
     return kernel
 
@@ -250,11 +253,14 @@ def run_notebook(
     seen = f"(notebook {folder/NOTEBOOK}, log {folder/'log.txt'})"
     try:
         with open(folder/"log.txt", "a", encoding="utf-8") as log:
-            papermill.execute_notebook(template, folder/NOTEBOOK, values, kernel_name="python3", progress_bar=progress, km=kernel, stdout_file=log, stderr_file=log)
-    except RuntimeError as error: raise RunFailed(f"the kernel died or did not answer: {error}{last_words(kernel)} {seen}") from None
+            papermill.execute_notebook(template, folder/NOTEBOOK, values, kernel_name="python3", progress_bar=progress,
+                                        km=kernel, stdout_file=log, stderr_file=log)
+    except RuntimeError as error:
+        raise RunFailed(f"the kernel died or did not answer: {error}{last_words(kernel)} {seen}") from None
     except OSError as error: raise disk_full(error, folder/NOTEBOOK) or error
     except PapermillExecutionError as error:
-        if full := disk_full(error.evalue, folder): raise RunFailed(str(full) if error.ename != "DiskFull" else error.evalue) from None
+        if full := disk_full(error.evalue, folder):
+            raise RunFailed(str(full) if error.ename != "DiskFull" else error.evalue) from None
         if error.ename != "BadInput": raise RunFailed(f"{error.ename}: {error.evalue} {seen}") from None
         if fresh: shutil.rmtree(folder)
         raise BadInput(error.evalue) from None
@@ -269,7 +275,8 @@ def sweep(
 ) -> Iterator[tuple[RunSpec, dict | Exception]]:   # each run and its result or what went wrong, as they end
     "Execute many runs; yields them as they finish"
     if workers < 1: raise BadInput(f"workers must be at least 1, got {workers}")
-    if devices and len(devices) != workers: raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
+    if devices and len(devices) != workers:
+        raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
     known = known_results(specs, root, force)
     yield from ((spec, known[spec.id]) for spec in specs if spec.id in known)
     waiting, killed, unborn = [spec for spec in specs if spec.id not in known], Counter(), 0
@@ -286,7 +293,9 @@ def sweep(
             ended.add(spec.id)
             yield spec, result
         unborn = unborn + 1 if lost and not ended and not any(lost) else 0
-        if unborn == 3: raise RunFailed(f"worker processes were killed three times before they began a run, {len(waiting)} runs are left: is there enough memory? (No run is to blame; the same command goes on.)")
+        if unborn == 3:
+            raise RunFailed(f"worker processes were killed three times before they began a run, {len(waiting)} runs "
+                            "are left: is there enough memory? (No run is to blame; the same command goes on.)")
         waiting = [spec for spec in waiting if spec.id not in ended]
 
 # %% ../nbs/61_sweep.ipynb #88618724
@@ -339,7 +348,7 @@ def in_processes(
     workers: int,                 # processes
     force: bool,                  # run finished ones again
     devices: list[str] | None,    # CUDA_VISIBLE_DEVICES of each worker; None = as the environment says
-) -> Iterator[tuple[RunSpec, dict | Exception]]:   # as in `sweep`; `Lost` for each run that was lost with its process, `Busy` for one that another process executes
+) -> Iterator[tuple[RunSpec, dict | Exception]]:   # as in `sweep`; `Lost` for a run lost with its process, `Busy` for one that another process executes
     "Execute runs in one pool of processes; whoever stops listening stops them"
     threads, context = max(1, cores() // workers) if workers > 1 else None, get_context("spawn")
     slots, begun, (told, tell), others = context.SimpleQueue(), context.SimpleQueue(), context.Pipe(duplex=False), active_children()
@@ -442,7 +451,8 @@ def gpu_slots(
     if not all(number.isdecimal() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
         raise BadInput(f"gpus must be different numbers with commas between them, such as 0,1; got {gpus!r}")
     beyond = [number for number in numbers if int(number) >= len(visible)]
-    if beyond: raise BadInput(f"gpus {gpus}: there is no GPU {', '.join(beyond)}; this process sees {len(visible)} GPU(s)")
+    if beyond:
+        raise BadInput(f"gpus {gpus}: there is no GPU {', '.join(beyond)}; this process sees {len(visible)} GPU(s)")
     return [visible[int(number)] for number in numbers] * runs_per_gpu
 
 # %% ../nbs/61_sweep.ipynb #4978a384
@@ -455,7 +465,8 @@ def sweep_on_ray(
     gpus: float = 0,                    # GPUs of a run; .5 puts two on one
 ) -> Iterator[tuple[RunSpec, dict | Exception]]:   # each run and its result or what went wrong, as they end
     "Execute many runs on a Ray cluster; a run is tried four times when nodes die"
-    if not cpus > 0 or gpus < 0: raise BadInput(f"a run needs cpus above 0 and gpus of at least 0, got cpus {cpus} and gpus {gpus}")
+    if not cpus > 0 or gpus < 0:
+        raise BadInput(f"a run needs cpus above 0 and gpus of at least 0, got cpus {cpus} and gpus {gpus}")
     ray, known = connect(address), known_results(specs, root, force)
     yield from ((spec, known[spec.id]) for spec in specs if spec.id in known)
     place = dict(root=runs_root(root), folder=os.getcwd(), settings={name: value for name, value in os.environ.items() if name.startswith("LOTTERY_NB_")})
@@ -476,9 +487,11 @@ def connect(
     except ImportError: raise BadInput("backend ray needs Ray: pip install lottery-nb[ray]") from None
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        if address and ":" in address and "//" not in address: socket.create_connection(address.rsplit(":", 1), timeout=10).close()   # Ray itself asks for two minutes
+        if address and ":" in address and "//" not in address:
+            socket.create_connection(address.rsplit(":", 1), timeout=10).close()   # Ray itself asks for two minutes
         ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (OSError, ValueError) as error: raise BadInput(f"no Ray cluster answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no Ray cluster answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
     return ray
 
 # %% ../nbs/61_sweep.ipynb #25ad2ada

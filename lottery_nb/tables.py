@@ -59,7 +59,7 @@ def learns(
 # %% ../nbs/51_tables.ipynb #9dc63aa8
 def summary_table(
     results: pd.DataFrame,   # the results table, see `store.results`
-) -> pd.DataFrame:           # one row per task, method, sparsity (and whatever else differs): seeds, score, std, full, full_std, winning; remark where the full model learnt nothing
+) -> pd.DataFrame:           # a row per task, method, sparsity (and what else differs): seeds, score, std, full, full_std, winning, remark
     "Means over seeds, and which tickets win (Chen et al. 2020, section 3)"
     if not len(results): raise BadInput("there are no finished runs to summarise")
     if "asked_sparsity" not in results: results = results.assign(asked_sparsity=np.nan)   # s-pruning and m-pruning ask for a score instead
@@ -281,7 +281,8 @@ def transfer_runs(
 ) -> pd.DataFrame:                     # IMP runs of one source task at that sparsity, and one-shot masks of θ0 as the source `pruning θ0`
     "The runs behind a transfer matrix"
     imp, omp = chosen(runs, ("own",), method="imp")[lambda rows: ~rows.source.str.contains("+", regex=False)], chosen(runs, method="omp")
-    if sparsity is not None: return pd.concat([imp, omp.assign(source="pruning θ0")])[lambda rows: np.isclose(rows.asked_sparsity, sparsity)]
+    if sparsity is not None:
+        return pd.concat([imp, omp.assign(source="pruning θ0")])[lambda rows: np.isclose(rows.asked_sparsity, sparsity)]
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
 

@@ -75,7 +75,8 @@ def binarise(
     key = cut.key(score if rows is None else score[rows])
     if cut.ties is None: return key >= cut.threshold
     kept, tied = key > cut.threshold, key == cut.threshold
-    if rows is None: return kept | (tied.flatten() & (torch.arange(score.numel(), device=score.device) < cut.ties)).view_as(kept)
+    if rows is None:
+        return kept | (tied.flatten() & (torch.arange(score.numel(), device=score.device) < cut.ties)).view_as(kept)
     places = rows[:, None] * score.shape[1] + torch.arange(score.shape[1], device=score.device)
     return kept | (tied & (places < cut.ties))
 
@@ -96,7 +97,8 @@ def exact_cuts(
         return exact_cuts(scores, keep, near)
     threshold = _largest(window, keep - above)
     ties = keep - above - int(torch.count_nonzero(window > threshold))
-    if ties == int(torch.count_nonzero(window == threshold)): return dict.fromkeys(scores, Cut(threshold, None, near.absolute))
+    if ties == int(torch.count_nonzero(window == threshold)):
+        return dict.fromkeys(scores, Cut(threshold, None, near.absolute))
     return dict(zip(scores, _tie_rules(keys, threshold, ties, near.absolute)))
 
 def _largest(values: Tensor, rank: int) -> float:
@@ -167,9 +169,12 @@ def start_mask(
         scores = magnitude(weights) if one_of("init", start, ("omp", "random")) == "omp" else random(weights, seed)
         return topk_mask(scores, sparsity, scope)
     strangers = sorted(set(start) ^ set(weights))
-    if strangers: raise BadInput(f"the mask given as start is of another pool: {len(start)} members, this pool has {len(weights)}; {strangers[0]} is in one only")
+    if strangers:
+        raise BadInput(f"the mask given as start is of another pool: {len(start)} members, this pool has "
+                       f"{len(weights)}; {strangers[0]} is in one only")
     start = Mask(dict(start))
-    if abs(start.sparsity - sparsity) > .005: raise BadInput(f"the mask given as start has sparsity {start.sparsity:.3f}, asked for {sparsity}")
+    if abs(start.sparsity - sparsity) > .005:
+        raise BadInput(f"the mask given as start has sparsity {start.sparsity:.3f}, asked for {sparsity}")
     return start
 
 # %% ../nbs/33_tamt.ipynb #f92e3cc3
@@ -285,7 +290,8 @@ def block_ids(
     "Token ids of blocks of text"
     columns = {name: torch.as_tensor(np.array(blocks[name])) for name in ("input_ids", "labels") if name in getattr(blocks, "column_names", ())}
     ids = columns.get("input_ids", torch.as_tensor(blocks) if not columns else None)
-    if ids.ndim != 2 or not ids.numel(): raise BadInput(f"the text must be at least one block of tokens [n, length], got shape {list(ids.shape)}")
+    if ids.ndim != 2 or not ids.numel():
+        raise BadInput(f"the text must be at least one block of tokens [n, length], got shape {list(ids.shape)}")
     if ids.is_floating_point(): raise BadInput(f"the text must be token ids, got {ids.dtype}")
     return torch.where(columns["labels"] == -100, ids, columns["labels"]) if "labels" in columns else ids.long()
 
@@ -412,7 +418,8 @@ def _check_settings(settings: MaskSettings):
         raise BadInput(f"scope {settings.scope} holds at every step, so refresh must be 1, got {settings.refresh}")
     for name in ("steps", "refresh", "batch_size"):
         if getattr(settings, name) < 1: raise BadInput(f"{name} must be at least 1, got {getattr(settings, name)}")
-    if settings.horizon < settings.steps: raise BadInput(f"horizon must be at least steps ({settings.steps}), got {settings.horizon}")
+    if settings.horizon < settings.steps:
+        raise BadInput(f"horizon must be at least steps ({settings.steps}), got {settings.horizon}")
     if settings.learning_rate <= 0: raise BadInput(f"learning_rate must be more than 0, got {settings.learning_rate}")
     outside = [step for step in settings.save_at if not 1 <= step <= settings.steps]
     if outside: raise BadInput(f"save_at must lie in 1 to {settings.steps} (steps), got {outside}")
@@ -446,7 +453,8 @@ def last_layer_at(
     where: Tensor,     # bool [n, length]: positions that are read
 ) -> Iterator[None]:
     "While open, the last layer ends in [1, positions, width] instead of [n, length, width]"
-    hook = encoder_layers(model)[-1].get_submodule(architecture(model).tokenwise).register_forward_pre_hook(lambda module, inputs: tuple(x[where][None] for x in inputs))
+    last = encoder_layers(model)[-1].get_submodule(architecture(model).tokenwise)
+    hook = last.register_forward_pre_hook(lambda module, inputs: tuple(x[where][None] for x in inputs))
     try: yield
     finally: hook.remove()
 
@@ -519,7 +527,8 @@ class MaskTraining:
         torch.manual_seed(settings.seed * 1_000_033 + self.step)
         batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head), settings.padding == "in")
         losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
-        for name, loss in losses.items(): finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
+        for name, loss in losses.items():
+            finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups: group["lr"] = rate
@@ -701,7 +710,8 @@ def text_spec(
     "The text that masks are trained and judged on"
     length = spec.mask_max_length or min(training_defaults("mlm", spec.model)["max_length"], _positions(spec.model))
     folder = "" if spec.text else spec.data_dir
-    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=blocks, max_eval=max(16, EVALUATION_TOKENS // length))
+    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=blocks,
+                   max_eval=max(16, EVALUATION_TOKENS // length))
 
 # %% ../nbs/33_tamt.ipynb #0580461d
 def _positions(model: str) -> int:
@@ -716,7 +726,8 @@ def mask_settings(
     spec: TicketSpec,  # a ticket run whose method is one of mask training
 ) -> MaskSettings:     # what `train_mask` needs
     "The mask training that a spec asks for"
-    same = {name: getattr(spec, f"mask_{name}") for name in ("rank", "refresh", "init", "decoder", "steps", "horizon", "teacher", "padding", "learning_rate", "batch_size")}
+    same = {name: getattr(spec, f"mask_{name}") for name in ("rank", "refresh", "init", "decoder", "steps", "horizon", "teacher",
+                                                             "padding", "learning_rate", "batch_size")}
     seed = spec.seed if spec.mask_seed is None else spec.mask_seed
     return MaskSettings(
         objective=spec.method.removeprefix("tamt-"), sparsity=spec.sparsity, pool=spec.pool, scope=spec.scope,
@@ -753,14 +764,16 @@ def find_trained(
     "The ticket of a mask training (Liu et al. 2022, section 3.4)"
     model = theta0(target_spec(spec))
     mask = _with_pooler(trained_masks(spec, root).masks[spec.mask_at or spec.mask_steps], model, spec)
-    about = {name: getattr(spec, name) for name in ("method", "pool", "scope", "seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_refresh", "mask_init", "mask_decoder")}
+    about = {name: getattr(spec, name) for name in ("method", "pool", "scope", "seed", "mask_steps", "mask_at", "mask_learning_rate",
+                                                    "mask_refresh", "mask_init", "mask_decoder")}
     return Ticket(mask, provenance_of(model, mask, model=spec.model, source="mlm", **about))
 
 def _with_pooler(mask: Mask, model: nn.Module, spec: TicketSpec) -> Mask:
     "A pool may hold the pooler, which no pre-training loss reaches: its part of the ticket stays the start mask's (D7)"
     wanted = prunable(model, spec.pool)
     left = {name: weight for name, weight in wanted.items() if name not in mask}
-    return Mask(dict(mask) | dict(start_mask(left, spec.sparsity, spec.mask_init, spec.scope if pattern_of(spec.scope) else "matrix", spec.seed) if left else {}))
+    scope = spec.scope if pattern_of(spec.scope) else "matrix"
+    return Mask(dict(mask) | dict(start_mask(left, spec.sparsity, spec.mask_init, scope, spec.seed) if left else {}))
 
 # %% ../nbs/33_tamt.ipynb #f8f16aad
 def mask_pieces(

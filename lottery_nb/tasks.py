@@ -237,7 +237,8 @@ def read_table(
         rows = [row for row in rows if row]
     needed = max(places.values(), default=-1) + 1
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]
-    if short and not drop_short: raise BadInput(f"{path}, row {short[0]}: expected at least {needed} columns, found {len(rows[short[0] - 1])}")
+    if short and not drop_short:
+        raise BadInput(f"{path}, row {short[0]}: expected at least {needed} columns, found {len(rows[short[0] - 1])}")
     if short: warnings.warn(f"{path}: {len(short)} rows with fewer than {needed} columns were left out")
     long = [number for number, row in enumerate(rows, 1) if len(row) > len(header) and not positions]
     if long: raise BadInput(f"{path}, row {long[0]}: expected {len(header)} columns, found {len(rows[long[0] - 1])}")
@@ -251,7 +252,9 @@ def header_places(
 ) -> dict[str, int]:                 # column → position
     "Positions of named columns; a missing one is `BadInput`"
     missing = [column for column in columns if column not in header]
-    if missing: raise BadInput(f"{path}: expected the columns {', '.join(columns)}; its first line has {', '.join(header) or 'nothing'}")
+    if missing:
+        raise BadInput(f"{path}: expected the columns {', '.join(columns)}; its first line has "
+                       f"{', '.join(header) or 'nothing'}")
     return {column: header.index(column) for column in columns or header}
 
 # %% ../nbs/22_tasks.ipynb #de0e9a85
@@ -278,7 +281,8 @@ def read_label(
     if task.kind == "span": return {"text": list(value["text"]), "answer_start": list(value["answer_start"])}
     names = {label: number for number, label in enumerate(task.labels)}
     if task.name in GLUE_TASKS: names |= {str(number): number for number in range(len(task.labels))}
-    if class_name(value) not in names: raise BadInput(f"{where}: label {str(value)[:60]!r} is not one of {', '.join(task.labels[:20])}")
+    if class_name(value) not in names:
+        raise BadInput(f"{where}: label {str(value)[:60]!r} is not one of {', '.join(task.labels[:20])}")
     return names[class_name(value)]
 
 # %% ../nbs/22_tasks.ipynb #d58fabae
@@ -313,7 +317,9 @@ def read_classic(
     columns = CLASSIC_COLUMNS.get(task.name, task.columns)
     splits = {}
     for split, path in classic_files(task.name, root).items():
-        if not path.is_file(): raise BadInput(f"{path} does not exist (nor as .gz or .xz): expected the columns {', '.join(map(str, columns))}")
+        if not path.is_file():
+            raise BadInput(f"{path} does not exist (nor as .gz or .xz): expected the columns "
+                           f"{', '.join(map(str, columns))}")
         rows = read_table(path, columns, drop_short=task.name == "qqp")
         splits[split] = normalise(task, [dict(zip(task.columns, row.values())) for row in rows], str(path))
     return splits
@@ -349,7 +355,8 @@ def read_squad_file(
                   for qa, context in article if qa["answers"]] for article in asked]
     except BadInput: raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise BadInput(f"{path} is not SQuAD v1.1 JSON (data → paragraphs → qas → answers with text and answer_start): {str(error)[:100]!r}") from None
+        raise BadInput(f"{path} is not SQuAD v1.1 JSON (data → paragraphs → qas → answers with text and answer_start): "
+                       f"{str(error)[:100]!r}") from None
     moved = sum(answer["answer_start"] != start for article in asked for qa, context in article if qa["answers"]
                 for answer, start in zip(qa["answers"], answers_of(qa, context, "")["answer_start"]))
     if moved: warnings.warn(f"{path}: {moved} answers were not at their answer_start and were found elsewhere in their paragraph")
@@ -399,7 +406,8 @@ def read_text(
         every, train = train, lambda: (line for i, line in enumerate(every()) if i % 20 != 19)
         dev = lambda: islice(every(), 19, None, 20)
     splits = {"train": take(train(), enough(spec.max_train)), "dev": take(dev(), enough(spec.max_eval))}
-    if not splits["dev"]: raise BadInput(f"text {spec.text or spec.data_dir} is too short to evaluate on: expected at least 20 lines")
+    if not splits["dev"]:
+        raise BadInput(f"text {spec.text or spec.data_dir} is too short to evaluate on: expected at least 20 lines")
     return {name: Dataset.from_dict({"text": lines}) for name, lines in splits.items()}
 
 # %% ../nbs/22_tasks.ipynb #6ec37090
@@ -426,7 +434,9 @@ def read_hub(
     if task.name not in HUB: raise BadInput(f"task {task.name} needs local text: give text or data_dir")
     where = " ".join(HUB[task.name])
     try: source = datasets.load_dataset(*HUB[task.name])
-    except OSError as error: raise BadInput(f"data set {where} cannot be loaded from the Hub ({error}); give data_dir, a local folder of the data") from None
+    except OSError as error:
+        raise BadInput(f"data set {where} cannot be loaded from the Hub ({error}); give data_dir, a local folder of "
+                       "the data") from None
     return {HUB_SPLITS[name]: normalise(task, part.to_list(), f"{where}, {name}") for name, part in source.items() if name in HUB_SPLITS}
 
 # %% ../nbs/22_tasks.ipynb #e06b2d32
@@ -462,9 +472,11 @@ def check_values(
         for name in names:
             value = row.get(name)
             if value is None or value != value: raise BadInput(f"{path}, row {number}: column {name} is missing")
-            if isinstance(value, (list, dict, bytes)): raise BadInput(f"{path}, row {number}: column {name} is {type(value).__name__}, expected text")
+            if isinstance(value, (list, dict, bytes)):
+                raise BadInput(f"{path}, row {number}: column {name} is {type(value).__name__}, expected text")
             try: str(value).encode()
-            except UnicodeEncodeError: raise BadInput(f"{path}, row {number}: column {name} has half a character (a lone surrogate)") from None
+            except UnicodeEncodeError:
+                raise BadInput(f"{path}, row {number}: column {name} has half a character (a lone surrogate)") from None
 
 # %% ../nbs/22_tasks.ipynb #65d1743a
 def user_task(
@@ -494,9 +506,11 @@ def class_names(
     "The classes of a training file"
     found = sorted(set(map(class_name, values)))
     if not kind and any("," in name for name in found) and all(re.fullmatch(r"[+-]?\d+(,\d+)?", name) for name in found):
-        raise BadInput(f"{path}: column {label} holds numbers with a decimal comma, such as {found[-1]}; write them with a point, or give kind=classification")
+        raise BadInput(f"{path}: column {label} holds numbers with a decimal comma, such as {found[-1]}; write them "
+                       "with a point, or give kind=classification")
     if len(found) < 2 or not (kind or len(found) < max(len(values), 3)):
-        raise BadInput(f"{path}: column {label} has {len(found)} different values in {len(values)} rows; expected at least 2 classes that repeat")
+        raise BadInput(f"{path}: column {label} has {len(found)} different values in {len(values)} rows; expected at "
+                       "least 2 classes that repeat")
     if all(re.fullmatch(NUMBER, name, re.ASCII | re.I) for name in found): found.sort(key=float)
     return tuple(found)
 
@@ -562,7 +576,9 @@ def divide(
         one_of(f"{task.name}: split", spec.split, ["stratified", "random", *rows[0]])
         keys, how = [texts, [str(row.get(spec.split)) for row in rows]], f"{how}, rows of one {spec.split} on one side"
     aside = set_aside(together(keys), classes if strata else np.zeros(len(rows), int))
-    if not aside.any() or aside.all(): raise BadInput(f"{task.name}: no rows can be set aside to evaluate on without parting what belongs together; give dev")
+    if not aside.any() or aside.all():
+        raise BadInput(f"{task.name}: no rows can be set aside to evaluate on without parting what belongs together; "
+                       "give dev")
     return {"train": data.select(np.flatnonzero(~aside)), "dev": data.select(np.flatnonzero(aside))}, how
 
 # %% ../nbs/22_tasks.ipynb #6869df0e
@@ -651,8 +667,10 @@ def dev_rows(
     "Where the rows that evaluate come from"
     root = data_root(spec)
     if is_file(spec.task): return read_user(spec).about["dev_rows"]
-    if spec.task == "mlm" and (spec.text or root): return ", ".join(path.name for path in text_files(spec.text or root)[1]) or "every twentieth line"
-    if root and spec.task == "squad": return squad_files(root)[1].name if squad_files(root)[0] else "every fourth article"
+    if spec.task == "mlm" and (spec.text or root):
+        return ", ".join(path.name for path in text_files(spec.text or root)[1]) or "every twentieth line"
+    if root and spec.task == "squad":
+        return squad_files(root)[1].name if squad_files(root)[0] else "every fourth article"
     if root: return ", ".join(path.name for split, path in classic_files(spec.task, root).items() if split != "train")
     return "the micro world's own" if is_micro(spec.model) else "the Hub's validation rows"
 
@@ -660,7 +678,7 @@ def dev_rows(
 def about_data(
     spec: RunSpec,                          # a training
     data: dict[str, Dataset] | None = None,   # of `load_data`, if it was loaded already
-) -> dict:                                  # ready for JSON: task, kind, columns, files, rows per split, classes with their rows per split, dev_rows; of a table also delimiter, encoding, not_read
+) -> dict:   # for JSON: task, kind, columns, files, rows and classes per split, dev_rows; of a table also delimiter, encoding, not_read
     "What a training's data were taken for"
     task, data = task_of(spec), data or load_data(spec)
     counts = {split: Counter(part["label"]) for split, part in data.items()} if task.labels else {}
@@ -707,7 +725,8 @@ def say_unknown(
 ) -> str:                                 # the line that was printed; empty = none was
     "Say, before time is spent, that a model knows too few of a text's words"
     share = unknown_share(task, data, tokenizer)
-    line = f"{share:.0%} of the tokens of {task.name} are unknown to this model's tokenizer; a model with its own vocabulary for this language will do better" if share > much else ""
+    line = (f"{share:.0%} of the tokens of {task.name} are unknown to this model's tokenizer; "
+            "a model with its own vocabulary for this language will do better") if share > much else ""
     if line: print(line, flush=True)
     return line
 
@@ -719,7 +738,8 @@ def encode(
     max_length: int,                      # tokens per example, special tokens included
 ) -> Dataset:                             # input_ids, attention_mask, [token_type_ids], labels (span: start_positions, end_positions; mlm: none)
     "Turn texts into features for transformers' Trainer"
-    if max_length > tokenizer.model_max_length: raise BadInput(f"max_length must be at most {tokenizer.model_max_length} for this model, got {max_length}")
+    if max_length > tokenizer.model_max_length:
+        raise BadInput(f"max_length must be at most {tokenizer.model_max_length} for this model, got {max_length}")
     if task.kind == "span": return windows(data, tokenizer, max_length).remove_columns(["example", "offsets"])
     if task.kind == "mlm": return (pairs if "text_pair" in data.column_names else blocks)(data, tokenizer, max_length)
     tokenise = lambda rows: {**tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length), "labels": rows["label"]}
@@ -744,7 +764,7 @@ def windows(
     data: Dataset,                        # columns text (question), text_pair (paragraph), label (answers)
     tokenizer: PreTrainedTokenizerBase,   # a fast tokenizer
     max_length: int,                      # tokens per window
-) -> Dataset:                             # model inputs, start_positions, end_positions; example (row of `data`), offsets (characters [length, 2], -1 outside the paragraph)
+) -> Dataset:   # model inputs, start_positions, end_positions; example (row of `data`), offsets (characters [length, 2], -1 outside)
     "Sliding windows over SQuAD's paragraphs"
     if max_length < 24: raise BadInput(f"max_length must be at least 24 for SQuAD, got {max_length}")
     def slide(rows, numbers):
@@ -830,7 +850,8 @@ def blocks(
     tokens = pyarrow.compute.list_flatten(lines[:]["input_ids"]).to_numpy()
     inner = max_length - 2
     rows = tokens[:len(tokens) // inner * inner].reshape(-1, inner)
-    if not len(rows): raise BadInput(f"the text has {len(tokens)} tokens, less than one block of max_length {max_length}")
+    if not len(rows):
+        raise BadInput(f"the text has {len(tokens)} tokens, less than one block of max_length {max_length}")
     rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (tokenizer.cls_token_id, tokenizer.sep_token_id)))
     return Dataset.from_dict({"input_ids": rows})
 

@@ -81,10 +81,14 @@ class Ticket:
         folder = ticket_folder(folder)
         about = read_about(folder/"ticket.json")
         if not (folder/"mask.safetensors").is_file(): raise BadInput(f"{folder/'mask.safetensors'} is missing")
-        if file_digest(folder/"mask.safetensors") != about["mask_sha256"]: raise BadInput(f"{folder/'mask.safetensors'} is truncated or changed: its checksum differs from ticket.json's")
+        if file_digest(folder/"mask.safetensors") != about["mask_sha256"]:
+            raise BadInput(f"{folder/'mask.safetensors'} is truncated or changed: its checksum differs from "
+                           "ticket.json's")
         ticket = cls(read_mask(folder/"mask.safetensors"), about["provenance"])
         wrong = [name for name, count in counts_of(ticket.mask).items() if ticket.provenance.get(name, count) != count]
-        if wrong: raise BadInput(f"{folder/'ticket.json'} says {wrong[0]} {ticket.provenance[wrong[0]]}, its mask has {counts_of(ticket.mask)[wrong[0]]}")
+        if wrong:
+            raise BadInput(f"{folder/'ticket.json'} says {wrong[0]} {ticket.provenance[wrong[0]]}, its mask has "
+                           f"{counts_of(ticket.mask)[wrong[0]]}")
         return ticket
 
     @classmethod
@@ -146,7 +150,8 @@ def read_about(
 ) -> dict:        # format, mask_sha256, provenance, and provenance_sha256 unless version 0.1 wrote it
     "Read what a ticket says of itself, checked against its checksum"
     about, kinds = read_json(path), {"format": int, "mask_sha256": str, "provenance": dict}
-    if not isinstance(about, dict) or about.get("format") != FORMAT: raise BadInput(f"{path} is not a ticket of format {FORMAT}")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise BadInput(f"{path} is not a ticket of format {FORMAT}")
     if "provenance_sha256" in about: kinds["provenance_sha256"] = str
     broken = [name for name in {**kinds, **about} if type(about.get(name)) is not kinds.get(name)]
     if broken: raise BadInput(f"{path} is damaged: its {broken[0]} is missing, unknown or of another kind")
@@ -251,9 +256,11 @@ def check_architecture(
     if wanted and wanted != found: raise BadInput(f"the ticket is for a {wanted} model, this one is a {found}")
     for name, member in ticket.mask.items():
         weight = found_weight(model, name)
-        if weight is None and base_name(name) != POOLER: raise BadInput(f"the ticket is for another architecture: the model has no weight {name}")
+        if weight is None and base_name(name) != POOLER:
+            raise BadInput(f"the ticket is for another architecture: the model has no weight {name}")
         if weight is not None and weight.shape != member.shape:
-            raise BadInput(f"the ticket is for another architecture: {name} has shape {tuple(weight.shape)} in the model, {tuple(member.shape)} in the ticket")
+            raise BadInput(f"the ticket is for another architecture: {name} has shape {tuple(weight.shape)} in the "
+                           f"model, {tuple(member.shape)} in the ticket")
 
 # %% ../nbs/14_tickets.ipynb #94e67890
 def check_weights(
@@ -263,7 +270,7 @@ def check_weights(
     "`BadInput` where the model's weights are not the θ0 that the ticket was found for"
     wanted, found = ticket.provenance.get("fingerprint"), fingerprint(model)
     if wanted != found:
-        raise BadInput(f"the ticket was found for other weights (θ0 {str(wanted)[:12]}, this model {found[:12]}); pass any_weights=True to put it on these all the same")
+        raise BadInput(f"the ticket was found for other weights (θ0 {str(wanted)[:12]}, this model {found[:12]}); any_weights=True allows these too")
 
 # %% ../nbs/14_tickets.ipynb #c57ce6a9
 def present(
@@ -285,7 +292,8 @@ def download(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try: return Path(snapshot_download(repo, revision=revision, allow_patterns=["ticket.json", "mask.safetensors", "README.md"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInput(f"no ticket at {repo!r}: neither a folder here nor a repository that can be reached on the Hub ({type(error).__name__})") from None
+        raise BadInput(f"no ticket at {repo!r}: neither a folder here nor a repository that can be reached on the Hub "
+                       f"({type(error).__name__})") from None
 
 # %% ../nbs/14_tickets.ipynb #0c54a944
 def load_safetensors(
@@ -302,10 +310,13 @@ def load_state(
     path = Path(path)
     if not path.is_file(): raise BadInput(f"mask file {path} does not exist")
     try: state = load_safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error: raise BadInput(f"{path} cannot be read as a state dict of tensors ({type(error).__name__}); pickled modules are refused") from None
+    except Exception as error:
+        raise BadInput(f"{path} cannot be read as a state dict of tensors ({type(error).__name__}); pickled modules "
+                       "are refused") from None
     for _ in range(2):
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping): state = state["state_dict"]
-    if not isinstance(state, Mapping): raise BadInput(f"{path} must hold a state dict of tensors, got {type(state).__name__}")
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{path} must hold a state dict of tensors, got {type(state).__name__}")
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
@@ -324,7 +335,8 @@ def from_prune_state(
     state = load_state(path)
     marked = {name: tensor for name, tensor in state.items() if name.endswith("_mask")}
     wrong = [name for name, tensor in (marked or state).items() if not of_zeros_and_ones(tensor)]
-    if not state or wrong and not marked: raise BadInput(f"{path} has no entries that end in _mask, and it is no dict of masks alone")
+    if not state or wrong and not marked:
+        raise BadInput(f"{path} has no entries that end in _mask, and it is no dict of masks alone")
     if wrong: raise BadInput(f"{path}: {wrong[0]} must hold 0 and 1 only, it looks like scores")
     return Mask({name.removesuffix("_mask"): tensor != 0 for name, tensor in (marked or state).items()})
 
@@ -344,9 +356,13 @@ def fitted(
         warnings.warn(f"the model has no {POOLER}: left out of the mask")
         del given[POOLER]
     for names, said in ((given.keys() - own.keys(), "has {} members outside of"), (own.keys() - given.keys(), "lacks {} members of")):
-        if names: raise BadInput(f"{what} {said.format(len(names))} the pool {pool} of this model, among them {min(names)}{pool_hint(given, model)}")
+        if names:
+            raise BadInput(f"{what} {said.format(len(names))} the pool {pool} of this model, among them "
+                           f"{min(names)}{pool_hint(given, model)}")
     for name, weight in own.items():
-        if weight.shape != given[name].shape: raise BadInput(f"{what} is for another model: {name} is {tuple(given[name].shape)} in it, {tuple(weight.shape)} in the model")
+        if weight.shape != given[name].shape:
+            raise BadInput(f"{what} is for another model: {name} is {tuple(given[name].shape)} in it, "
+                           f"{tuple(weight.shape)} in the model")
     return Mask({name: given[base_name(name)] for name in prunable(model, pool)})
 
 # %% ../nbs/14_tickets.ipynb #a74231c6
@@ -468,7 +484,8 @@ def theta_of(
     model: nn.Module | None,    # the model that it was found for
 ) -> dict[str, Parameter]:      # name in the ticket's mask → weight at θ0
     "The weights that a ticket speaks about"
-    if model is None: raise BadInput("a sparsity needs the model: magnitudes of θ0 decide which weights go or come back")
+    if model is None:
+        raise BadInput("a sparsity needs the model: magnitudes of θ0 decide which weights go or come back")
     check_architecture(ticket, model)
     check_weights(ticket, model)
     return matched(model, ticket.mask)

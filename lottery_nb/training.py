@@ -346,7 +346,9 @@ def train(
         vars(net).pop(left, None)   # accelerate's marks: with them the next training would not be mixed
     net.cpu().eval().zero_grad()
     broken = next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None)
-    if broken: raise Diverged(f"{broken} is no number after {trainer.state.global_step} steps (learning rate {trainer.args.learning_rate:g}): {REMEDY}")
+    if broken:
+        raise Diverged(f"{broken} is no number after {trainer.state.global_step} steps (learning rate "
+                       f"{trainer.args.learning_rate:g}): {REMEDY}")
     for checkpoint in folder.glob("checkpoint-*"): shutil.rmtree(checkpoint)
 
 # %% ../nbs/24_training.ipynb #3475367f
@@ -370,7 +372,8 @@ def finetune(
     features = encoded(spec, task, data, tokenizer, "train")
     length = length or steps(spec, len(features))
     check_length(net, spec.max_length)
-    if snapshot_at is not None and not 1 <= snapshot_at <= length: raise BadInput(f"snapshot_at must be between 1 and {length} steps, got {snapshot_at}")
+    if snapshot_at is not None and not 1 <= snapshot_at <= length:
+        raise BadInput(f"snapshot_at must be between 1 and {length} steps, got {snapshot_at}")
     folder = Path(folder)
     trainer = Finetuner(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
@@ -413,7 +416,8 @@ def predict(
     for start in tqdm(range(0, len(order), EVALUATION_BATCH), desc="predicting", unit="batch", disable=None, leave=False):
         rows = order[start:start + EVALUATION_BATCH]
         part = outputs(net, task, collate(features[rows]).to(device)).float().cpu().numpy()
-        if np.isnan(part).any(): raise Diverged(f"the model predicts NaN for {task.name}: its training has diverged, {REMEDY}")
+        if np.isnan(part).any():
+            raise Diverged(f"the model predicts NaN for {task.name}: its training has diverged, {REMEDY}")
         if made is None: made = np.full((len(order), *part.shape[1:]), -np.inf, np.float32)
         made[rows, :part.shape[1]] = part
     net.cpu()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BERT_FAMILIES', 'EMBEDDINGS', 'POOLER', 'BERT', 'ROBERTA', 'ELECTRA', 'DISTILBERT', 'MPNET', 'ARCHITECTURES',
-           'unwrapped', 'Architecture', 'architecture', 'encoder_layers', 'part', 'mlm_head', 'longest_input',
-           'base_name', 'resolve', 'own_parameters', 'members', 'prunable', 'missing', 'place', 'census', 'tied',
-           'as_stored', 'fingerprint', 'tensor_digest']
+           'WRAPPERS', 'unwrapped', 'Architecture', 'architecture', 'encoder_layers', 'part', 'mlm_head',
+           'longest_input', 'base_name', 'resolve', 'own_parameters', 'members', 'prunable', 'missing', 'place',
+           'census', 'tied', 'as_stored', 'fingerprint', 'tensor_digest']
 
 # %% ../nbs/10_weights.ipynb #7728fed7
 import hashlib
@@ -79,7 +79,8 @@ DISTILBERT = Architecture(
     mlm=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"), mlp_size="hidden_dim",
     dropout=("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"), segments=False, unused=0)
 MPNET = ROBERTA._replace(
-    base="mpnet", families=BERT_FAMILIES | {name: f"attention.attn.{name[0]}" for name in ("query", "key", "value")} | dict(attention_output="attention.attn.o"),
+    base="mpnet", families=BERT_FAMILIES | {name: f"attention.attn.{name[0]}" for name in ("query", "key", "value")}
+        | dict(attention_output="attention.attn.o"),
     attention="attention.attn", closing="attention", tokenwise="attention.LayerNorm", unused=2, on_demand=True, per_head=2)
 ARCHITECTURES = {
     "bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA,
@@ -94,7 +95,8 @@ def architecture(
     "What is known about a model's architecture; one outside the table is `BadInput`"
     inside = unwrapped(model) if isinstance(model, nn.Module) else model
     kind = getattr(getattr(inside, "config", inside), "model_type", type(inside).__name__)
-    if kind not in ARCHITECTURES: raise BadInput(f"architecture{of} must be one of {', '.join(ARCHITECTURES)}; got {kind!r}")
+    if kind not in ARCHITECTURES:
+        raise BadInput(f"architecture{of} must be one of {', '.join(ARCHITECTURES)}; got {kind!r}")
     return ARCHITECTURES[kind]
 
 # %% ../nbs/10_weights.ipynb #6d0e0a93
@@ -121,7 +123,7 @@ def mlm_head(
     "The head that predicts words; a model without one is `BadInput`"
     names = architecture(model).mlm
     modules = [(name, part(unwrapped(model), name)) for name in names]
-    if not names or None in dict(modules).values(): raise BadInput(f"masked language modelling needs a head that predicts words, {type(model).__name__} has none")
+    if not names or None in dict(modules).values(): raise BadInput(f"MLM needs a head that predicts words, {type(model).__name__} has none")
     return modules[0][1] if len(modules) == 1 else nn.Sequential(OrderedDict(modules))
 
 # %% ../nbs/10_weights.ipynb #6b5da3b0
@@ -130,7 +132,7 @@ def longest_input(
 ) -> int:          # tokens, special ones included
     "How many tokens a model can read at once: RoBERTa's positions begin behind the padding token's number, MPNet's behind row 1 whatever that number is"
     unused = architecture(config).unused
-    if unused is None and config.pad_token_id is None: raise BadInput(f"a {config.model_type} model counts its positions from pad_token_id, which its configuration lacks")
+    if unused is None and config.pad_token_id is None: raise BadInput(f"a {config.model_type} model counts positions from pad_token_id, which its config lacks")
     return config.max_position_embeddings - (config.pad_token_id + 1 if unused is None else unused)
 
 # %% ../nbs/10_weights.ipynb #cc4c536b
@@ -154,13 +156,15 @@ def resolve(
     raise BadInput(f"{type(model).__name__} has no weight named {name!r}")
 
 # %% ../nbs/10_weights.ipynb #38b1a9bb
+WRAPPERS = r"(_orig_mod|_checkpoint_wrapped_module)\."   # what torch puts into names
+
 def own_parameters(
     model: nn.Module,          # a model
 ) -> dict[str, Parameter]:     # name → parameter, without the parts of a name that torch.compile and checkpointing put in
     "Each parameter of a model once, under the name that its class gives it; a tied one under its name in the base model, whatever its head is"
     prefix, names = f"{getattr(model, 'base_model_prefix', '')}.", {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        if weight not in names or name.startswith(prefix) > names[weight].startswith(prefix): names[weight] = re.sub(r"(_orig_mod|_checkpoint_wrapped_module)\.", "", name)
+        if weight not in names or name.startswith(prefix) > names[weight].startswith(prefix): names[weight] = re.sub(WRAPPERS, "", name)
     return {name: weight for weight, name in names.items()}
 
 # %% ../nbs/10_weights.ipynb #d62726b4
@@ -236,7 +240,7 @@ def as_stored(
     weight: Parameter,     # of any floating-point type, on any device, sharded or not
 ) -> Tensor:               # float32 on the CPU; float64 where float32 cannot hold the values
     "The values of a weight, whatever type they are held in"
-    if weight.is_meta or not weight.is_floating_point(): raise BadInput(f"θ0 needs the values of {name}, the model holds it as {weight.dtype} on {weight.device}")
+    if weight.is_meta or not weight.is_floating_point(): raise BadInput(f"θ0 needs the values of {name}, the model has {weight.dtype} on {weight.device}")
     values = (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).detach().cpu()
     return values if values.dtype == torch.float64 and not torch.equal(values.float().double(), values) else values.float()
 

@@ -13,10 +13,7 @@ LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 ALL_NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 TEMPLATES = sorted(ROOT.glob("nbs/runs/*.ipynb"))
 REPORTS = sorted(ROOT.glob("nbs/reports/*.ipynb"))
-TWICE = {"shown"}     # names that still mean two things
-WIDE = {"baseline": 1, "datafiles": 5, "files": 1, "imp": 3, "masks": 5, "methods": 3, "plan": 2, "scores": 2, "spec": 8, "store": 2,
-        "sweep": 5, "tamt": 7, "tasks": 3, "tickets": 4, "weights": 5}     # module → lines over 160 columns that it still has
-OVER_120 = 774     # lines over 120 columns, all modules; only falls
+OVER_120 = 666     # lines over 120 columns, all modules; only falls
 ORDER = {path.stem.split("_", 1)[1]: number for number, path in enumerate(LIBRARY)}
 
 
@@ -193,7 +190,7 @@ def test_a_public_name_means_one_thing():
     homes = {}
     for path in MODULES:
         for public_name in exports(path): homes.setdefault(public_name, []).append(path.stem)
-    assert {public_name: where for public_name, where in homes.items() if len(where) > 1 and public_name not in TWICE} == {}
+    assert {public_name: where for public_name, where in homes.items() if len(where) > 1} == {}
 
 
 def lines_over(width):
@@ -202,8 +199,7 @@ def lines_over(width):
 
 
 def test_no_line_over_160_columns():
-    "Modules in `WIDE` still have some, and may not get more"
-    assert {module: count for module, count in lines_over(160).items() if count > WIDE.get(module, 0)} == {}
+    assert {module: count for module, count in lines_over(160).items() if count} == {}
 
 
 def test_lines_over_120_columns_only_fall():
