@@ -6,7 +6,7 @@ import lottery_nb.methods as methods_module
 from lottery_nb.baseline import WEIGHTS, dense, source_spec, target_spec, theta0
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput
-from lottery_nb.methods import METHODS, SCORES_FILE, add_method, find_ticket, one_shot, shown, ticket_pieces
+from lottery_nb.methods import METHODS, SCORES_FILE, add_method, find_ticket, one_shot, calibration_batches, ticket_pieces
 from lottery_nb.micro import tiny_world
 from lottery_nb.scores import SCORES, collect
 from lottery_nb.select import kept_count, topk_mask
@@ -44,8 +44,8 @@ def test_scores_are_those_of_the_weights_that_the_spec_names(method, at, make, t
     ticket, source, model = find_ticket(spec, tmp_path), source_spec(spec), theta0(target_spec(spec))
     if (at or {"snip": "pretrained"}.get(method, "finetuned")) == "finetuned": load_weights(model, dense(source, tmp_path)/WEIGHTS)
     pool = prunable(model)
-    assert ticket.mask == topk_mask(collect(method, model, pool, shown(source, 20), spec.seed), .5)
-    assert sum(len(batch["labels"]) for batch in shown(source, 20)) == 20
+    assert ticket.mask == topk_mask(collect(method, model, pool, calibration_batches(source, 20), spec.seed), .5)
+    assert sum(len(batch["labels"]) for batch in calibration_batches(source, 20)) == 20
 
 
 @pytest.mark.parametrize("method", DATA)
@@ -106,7 +106,7 @@ def test_a_source_of_its_own(make, tmp_path):
         spec = make(method=method, source="mlm", text=str(tmp_path/"text.txt"))
         ticket = find_ticket(spec, tmp_path/"runs")
         assert ticket.provenance["source"] == "mlm" and ticket.mask != find_ticket(make(method=method), tmp_path/"runs").mask
-    labels = [batch["labels"] for batch in shown(source_spec(spec), 16)]
+    labels = [batch["labels"] for batch in calibration_batches(source_spec(spec), 16)]
     assert all(0 < (part != -100).sum() < part.numel() for part in labels)
 
 

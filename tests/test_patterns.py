@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from sklearn import metrics
 
-from lottery_nb import patterns
+from lottery_nb import heads, labels, patterns
 from lottery_nb.cli import main, read_fields
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.grid import read_grid
@@ -134,22 +134,22 @@ def test_study_looks_at_the_test_set_once(monkeypatch):
 @given(length=st.integers(1, 40), seed=st.integers(0, 999), scale=st.floats(1e-6, 1e6))
 def test_a_packed_map_comes_back(length, seed, scale):
     one = (scale * np.random.default_rng(seed).random((length, length)) ** 4).astype(np.float32)
-    back = patterns.unpack_map(patterns.pack_map(one))
+    back = labels.unpack_map(labels.pack_map(one))
     np.testing.assert_allclose(np.sqrt(back / one.max()), np.sqrt(one / one.max()), atol=.51 / 31 + 1e-4)
 
 
 def record(**changes):
-    return dict(model="toy", task="films", row=1, kind="raw", layer=0, head=2, special="0 9", map=patterns.pack_map(np.eye(10)), label="diagonal") | changes
+    return dict(model="toy", task="films", row=1, kind="raw", layer=0, head=2, special="0 9", map=labels.pack_map(np.eye(10)), label="diagonal") | changes
 
 
 def test_csv_and_json_lines_say_the_same(tmp_path):
     rows = [record(), record(head=3, special="0 4 9", label="block")]
     pd.DataFrame(rows).to_csv(tmp_path/"a.csv", index=False)
-    for row in rows: patterns.append_record(tmp_path/"a.jsonl", row)
-    csv, lines = (patterns.read_records(tmp_path/name) for name in ("a.csv", "a.jsonl"))
-    assert [patterns.identity(row) for row in csv] == [patterns.identity(row) for row in lines]
+    for row in rows: labels.append_record(tmp_path/"a.jsonl", row)
+    csv, lines = (labels.read_records(tmp_path/name) for name in ("a.csv", "a.jsonl"))
+    assert [labels.identity(row) for row in csv] == [labels.identity(row) for row in lines]
     assert all(np.array_equal(a["map"], b["map"]) for a, b in zip(csv, lines))
-    assert patterns.roles(csv[1])[1].tolist() == [0] * 5 + [1] * 5
+    assert labels.roles(csv[1])[1].tolist() == [0] * 5 + [1] * 5
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -157,13 +157,13 @@ def test_csv_and_json_lines_say_the_same(tmp_path):
     (dict(map="10:1:AAAA"), "cannot be read"), (dict(layer=None), "has no layer"),
 ])
 def test_bad_records(tmp_path, changes, message):
-    patterns.append_record(tmp_path/"a.jsonl", record(**changes))
-    with pytest.raises(BadInput, match=message): patterns.read_records(tmp_path/"a.jsonl")
+    labels.append_record(tmp_path/"a.jsonl", record(**changes))
+    with pytest.raises(BadInput, match=message): labels.read_records(tmp_path/"a.jsonl")
 
 
 LABELLING = """
 import sys, time
-from lottery_nb.patterns import append_record
+from lottery_nb.labels import append_record
 for i in range(10 ** 6): append_record(sys.argv[1], {"number": i, "filling": "x" * 3000})
 """
 
@@ -174,9 +174,9 @@ def test_killed_while_labelling_loses_nothing_that_was_answered(tmp_path):
     while not path.exists() or path.stat().st_size < 20_000: time.sleep(.01)
     process.kill()
     process.wait()
-    before = list(patterns.json_lines(path))
-    patterns.append_record(path, {"number": -1})
-    after = list(patterns.json_lines(path))
+    before = list(labels.json_lines(path))
+    labels.append_record(path, {"number": -1})
+    after = list(labels.json_lines(path))
     assert [row["number"] for row in before] == list(range(len(before)))
     assert after[:-1] == before and after[-1] == {"number": -1}
 
@@ -186,7 +186,7 @@ def test_kappa_of_two_annotators_is_statsmodels():
     rng = np.random.default_rng(0)
     first = [record(head=i, label=str(label)) for i, label in enumerate(rng.choice(CLASSES, 80))]
     second = [one | dict(label=one["label"] if rng.random() < .7 else str(rng.choice(CLASSES))) for one in first[::-1]][5:]
-    result = patterns.agreement(first, second)
+    result = labels.annotator_agreement(first, second)
     assert result["maps"] == 75
     assert result["kappa"] == pytest.approx(cohens_kappa(result["table"].to_numpy()).kappa)
 
@@ -218,14 +218,14 @@ def test_a_run_with_the_survivors_of_a_structured_run(run_words, tiny_model, tin
 def test_a_killed_run_keeps_the_tables_it_had(run_words, monkeypatch):
     words, runs = run_words
     spec = make_spec("attention", read_fields("attention", [*words, "--seed", "3"]))
-    original, calls = patterns.name_heads, []
+    original, calls = heads.name_heads, []
     def mortal(*args, **options):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return original(*args, **options)
-    monkeypatch.setattr(patterns, "name_heads", mortal)
-    with pytest.raises(KeyboardInterrupt): patterns.named_heads(spec, runs)
-    named = patterns.named_heads(spec, runs)
+    monkeypatch.setattr(heads, "name_heads", mortal)
+    with pytest.raises(KeyboardInterrupt): heads.named_heads(spec, runs)
+    named = heads.named_heads(spec, runs)
     assert len(calls) == 3 + 2                              # two tables were kept, two were missing
     assert named.groupby(["model", "kind"]).size().tolist() == [5 * 4] * 4
 
@@ -236,7 +236,7 @@ def test_a_ticket_that_says_nothing_about_these_heads(tmp_path, provenance, mess
     from lottery_nb.tickets import Ticket
     Ticket(Mask({"a": torch.ones(2, 2, dtype=torch.bool)}), provenance).save(tmp_path/"ticket")
     named = pd.DataFrame([dict(layer=layer, head=head) for layer in range(2) for head in range(2)])
-    with pytest.raises(BadInput, match=message): patterns.surviving_heads(make_spec("attention", {"ticket": str(tmp_path/"ticket")}), named)
+    with pytest.raises(BadInput, match=message): heads.surviving_heads(make_spec("attention", {"ticket": str(tmp_path/"ticket")}), named)
 
 
 def test_annotating_from_the_command_line(tiny_model, tiny_data, tmp_path, capsys):
@@ -244,12 +244,12 @@ def test_annotating_from_the_command_line(tiny_model, tiny_data, tmp_path, capsy
     words = ["annotate", "--model", str(tiny_model), "--task", str(tiny_data), "--maps", "6", "--shortest", "6", "--out", str(out)]
     assert main([*words, "--kind", "norms"]) == 2 and not out.exists()
     assert main(words) == 0 and "jupyter lab" in capsys.readouterr().out
-    drawn = list(patterns.json_lines(tmp_path/"ann.maps.jsonl"))
+    drawn = list(labels.json_lines(tmp_path/"ann.maps.jsonl"))
     code = "".join(json.loads((tmp_path/"ann.ipynb").read_text())["cells"][0]["source"])
     exec(code.replace("\n\nannotation_page(", "\n\npage = annotation_page("), shown := {})
     shown["page"].children[2].children[1].click()
-    assert [record["label"] for record in patterns.read_records(out)] == ["diagonal"]
-    assert main(words) == 0 and list(patterns.json_lines(tmp_path/"ann.maps.jsonl")) == drawn      # resumes, draws nothing new
+    assert [record["label"] for record in labels.read_records(out)] == ["diagonal"]
+    assert main(words) == 0 and list(labels.json_lines(tmp_path/"ann.maps.jsonl")) == drawn      # resumes, draws nothing new
     assert main([*words, "--compare", str(out)]) == 0 and "kappa" in capsys.readouterr().out
 
 
@@ -257,7 +257,7 @@ def test_correlation_is_pearsons_and_its_null_is_centred():
     rng = np.random.default_rng(0)
     share, lives = rng.random(144), rng.random(144) < .4
     named = pd.DataFrame([dict(text=t, layer=i // 12, head=i % 12, pattern="heterogeneous" if rng.random() < share[i] else "block") for i in range(144) for t in range(20)])
-    found = patterns.heterogeneous_correlation(named, lives.reshape(12, 12), draws=2000)
+    found = heads.heterogeneous_correlation(named, lives.reshape(12, 12), draws=2000)
     from scipy.stats import pearsonr
     exact = (named.pattern == "heterogeneous").groupby([named.layer, named["head"]]).mean()
     assert found["pearson"] == pytest.approx(pearsonr(lives, exact).statistic)
@@ -265,16 +265,16 @@ def test_correlation_is_pearsons_and_its_null_is_centred():
 
 
 def test_the_labels_that_are_committed():
-    records = patterns.eye_labels()
-    assert len(records) == 320 and len({patterns.identity(record) for record in records}) == 320
-    texts = [{(r["model"], r["task"], r["row"]) for r in patterns.eye_labels(part)} for part in ("develop", "report")]
+    records = labels.eye_labels()
+    assert len(records) == 320 and len({labels.identity(record) for record in records}) == 320
+    texts = [{(r["model"], r["task"], r["row"]) for r in labels.eye_labels(part)} for part in ("develop", "report")]
     assert not texts[0] & texts[1]
     assert all(8 <= len(record["map"]) <= 128 for record in records)
-    with pytest.raises(BadInput, match="part must be one of"): patterns.eye_labels("test")
+    with pytest.raises(BadInput, match="part must be one of"): labels.eye_labels("test")
 
 
 def test_published_shares_add_up(assets):
-    shares = patterns.published_shares(assets/"prasanna2020"/"attention_pattern_shares.json")
+    shares = heads.published_shares(assets/"prasanna2020"/"attention_pattern_shares.json")
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
     assert shares.shape == (4 * 8 * 2, 5)
 
@@ -287,7 +287,7 @@ def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
     folder = assets/"models"/"wiki-bert-mini"
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rows = list(csv.reader(gzip.open(assets/"glue_data"/"SST-2"/"dev.tsv.gz", "rt", encoding="utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-    for record in [r for r in patterns.eye_labels() if r["model"] == "wiki-bert-mini" and r["task"] == "sst2"][:10]:
+    for record in [r for r in labels.eye_labels() if r["model"] == "wiki-bert-mini" and r["task"] == "sst2"][:10]:
         one = next(read_texts(model, tokenizer, [rows[record["row"]][0]], record["kind"])).maps[record["layer"]][record["head"]]
         np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)
 
