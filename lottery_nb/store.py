@@ -241,6 +241,7 @@ COLUMNS = {
     "KIND_heads": "whole number: structured: heads left",
     "KIND_mlps": "whole number: structured: MLPs left",
     "remark": "text: structured: said where everything was pruned away",
+    "made_by": "text: library, where the run was made in a process of the user's own, without a notebook",
     "texts": "whole number: attention: texts read",
     "heterogeneous_raw": "number in [0, 1]: attention: share of heterogeneous maps of the fine-tuned model",
     "heterogeneous_norm": "number in [0, 1]: the same of norm-weighted maps",
