@@ -140,7 +140,7 @@ def check_point(
                            + (" (in YAML, 2e-5 is text and 2.0e-5 a number)"
                                                                                     if re.fullmatch(r"\d+e-?\d+",
                                                                                                     bare(value)) else ""))
-    spec = make_spec(template, values)
+    make_spec(template, values)
     given = {name: values[name] for name in values if values[name] is not None}
     for winner, loser in (("max_steps", "epochs"), ("round_steps", "round_epochs")):
         if winner in given and loser in given: raise BadInput(f"{winner} {given[winner]} and {loser} {given[loser]} "

@@ -1,6 +1,5 @@
 "Pattern generator, CNN, training that survives a kill, rules, label files and the committed labels"
 import json
-import os
 import signal
 import subprocess
 import sys
