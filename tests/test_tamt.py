@@ -508,9 +508,9 @@ def test_a_run_by_mask_training(tiny_model, tiny_data, tmp_path, capsys):
     text = tmp_path/"text.txt"
     text.write_text("the film was good a meal was poor\n" * 400)
     words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--text", str(text), "--max-steps", "3", "--runs", str(tmp_path/"runs"),
-             "--method", "tamt-mlm+kd", "--sparsity", "0.5", "--scope", "matrix", "--mask-steps", "10", "--mask-max-length", "16", "--json"]
-    lines = []
-    for extra in ([], ["--mask-at", "4"], ["--method", "omp", "--mask-seed", "3"]):
+             "--sparsity", "0.5", "--scope", "matrix", "--mask-max-length", "16", "--json"]
+    trained, lines = ["--method", "tamt-mlm+kd", "--mask-steps", "10"], []
+    for extra in (trained, [*trained, "--mask-at", "4"], ["--method", "random", "--mask-seed", "3"]):
         assert main([*words, *extra]) == 0
         lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert all(line["mlm_loss"] > 0 and line["kd_loss"] > 0 and line["sparsity"] == pytest.approx(.5, abs=1e-3) for line in lines)
