@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SNAPSHOT', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 'source_spec', 'source_specs', 'Materials',
-           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'hub_rows', 'dense', 'training_history',
-           'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'reads_local', 'data_only',
+           'materials', 'theta0', 'train_once', 'train_into', 'whole_length', 'reads_local', 'hub_rows', 'dense',
+           'training_history', 'beside_guess', 'environment', 'record', 'introduce', 'training_size', 'data_only',
            'local_size', 'is_local', 'tokenizer_here', 'length_of', 'Piece', 'dense_piece']
 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
@@ -127,6 +127,13 @@ def whole_length(
     "Length of a whole training"
     return steps(spec, len(encoded(spec, *materials(spec), "train")))
 
+# %% ../nbs/31_baseline.ipynb #3badab98
+def reads_local(
+    spec: RunSpec,   # a training
+) -> bool:           # whether its data is named as a file or folder
+    "Whether a training reads the user's data, not the Hub's or the micro world's"
+    return bool(spec.task not in TASKS or data_root(spec) or (spec.task == "mlm" and spec.text))
+
 # %% ../nbs/31_baseline.ipynb #6695ea37
 def hub_rows(
     spec: RunSpec,      # a training
@@ -215,13 +222,6 @@ def training_size(
     elif is_micro(spec.model): size = MICRO_DOCUMENTS if spec.task == "mlm" else ROWS[spec.task].train
     else: size = SIZES.get(spec.task) if spec.task != "squad" or spec.max_length == 384 else None
     return min(size, spec.max_train or size) if size else None
-
-# %% ../nbs/31_baseline.ipynb #3badab98
-def reads_local(
-    spec: RunSpec,   # a training
-) -> bool:           # whether its data is named as a file or folder
-    "Whether a training reads the user's data, not the Hub's or the micro world's"
-    return bool(spec.task not in TASKS or data_root(spec) or (spec.task == "mlm" and spec.text))
 
 # %% ../nbs/31_baseline.ipynb #f981e430
 def data_only(

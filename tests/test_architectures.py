@@ -304,7 +304,7 @@ def test_guard_the_mlm_head_is_all_that_follows_the_trunk(kind):
 
 @kinds
 def test_a_model_without_the_head_is_refused(kind):
-    with pytest.raises(BadInput, match="masked language modelling needs a head that predicts words, .*ForSequenceClassification has none"): mlm_head(make(kind))
+    with pytest.raises(BadInput, match="MLM needs a head that predicts words, .*ForSequenceClassification has none"): mlm_head(make(kind))
 
 
 @kinds
@@ -431,7 +431,7 @@ def test_an_architecture_without_an_mlm_head_is_refused_at_once(folders, monkeyp
 
 
 def test_a_roberta_without_a_padding_token_is_refused():
-    with pytest.raises(BadInput, match="counts its positions from pad_token_id"): longest_input(config("roberta", pad_token_id=None))
+    with pytest.raises(BadInput, match="counts positions from pad_token_id"): longest_input(config("roberta", pad_token_id=None))
 
 
 # From a spec: data of one's own, a folder of one's own, every method

@@ -271,7 +271,7 @@ def test_positions():
     for net in (bert, roberta):
         with pytest.raises(BadInput, match="max_length must be at most 512"): check_length(net, 513)
     roberta.config.pad_token_id = None
-    with pytest.raises(BadInput, match="counts its positions from pad_token_id, which its configuration lacks"): check_length(roberta, 16)
+    with pytest.raises(BadInput, match="counts positions from pad_token_id, which its config lacks"): check_length(roberta, 16)
 
 
 def test_roberta_really_has_that_many_positions():
