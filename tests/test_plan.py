@@ -170,17 +170,18 @@ def same_run(spec, runs=None):
     return make_spec(words[2], read_fields(words[2], words[start:])) == spec
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=12)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS, st.integers(0, 10**6), st.sampled_from([None, 0., .1]), st.booleans(), st.floats(1e-7, 1.), st.sampled_from(["omp", "dense", "tamt-kd", "imp"]))
 def test_printed_commands_give_the_same_run(text, folder, seed, rewind, head, rate, method):
-    read = {name: value for name, value in dict(rewind=rewind, rewind_head=head).items() if name in READS[method]}
-    assert same_run(TicketSpec(task="rte", text=text, data_dir=folder, seed=seed, learning_rate=rate, method=method, sparsity=.3, **read), runs=folder or None)
+    read = {name: value for name, value in dict(rewind=rewind, rewind_head=head, sparsity=.3).items() if name in READS[method]}
+    assert same_run(TicketSpec(task="rte", text=text, data_dir=folder, seed=seed, learning_rate=rate, method=method, **read), runs=folder or None)
 
 
-def test_every_grid_of_the_repository_prints_its_runs(capsys):
+def test_every_grid_of_the_repository_prints_its_runs(capsys, monkeypatch):
+    for name in ("MODEL", "TEXT", "DATA"): monkeypatch.setenv(f"LOTTERY_NB_{name}", f"my/{name.lower()}")
     for grid in sorted((Path(__file__).parent.parent/"grids").glob("*.yaml")): assert all(map(same_run, read_grid(grid)[::7]))
     assert same_run(MagnitudeSpec(iterations=10, bad="largest")) and same_run(AttentionSpec(token_types=False))
     assert main(["sweep", str(grid), "--print"]) == 0
