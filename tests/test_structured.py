@@ -21,12 +21,12 @@ from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import Gates, Importance, gate, importance, normalised, smaller, weight_share
 from lottery_nb.mpruning import compared_masks, masks_result, weight_search
 from lottery_nb.scores import magnitude
-from lottery_nb.select import sample_between, topk_mask
+from lottery_nb.select import topk_mask
 from lottery_nb.spec import MagnitudeSpec, StructuredSpec
 from lottery_nb.store import results
 from lottery_nb.structured import (compared_gates, dev_batches, fine_tuned, first_importance, found_gates, gates_result, rule_score, search,
                                    search_steps)
-from lottery_nb.subnetworks import (bad_gates, gates_mask, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors,
+from lottery_nb.subnetworks import (bad_gates, draw_entries, gates_mask, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors,
                                     survival_shares, without_least)
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
@@ -146,7 +146,7 @@ def test_super_survivors_and_their_counterparts(gates, seed):
 
 def test_draws_are_uniform():
     rng = np.random.default_rng(0)
-    counts = sum(sample_between([np.ones(6, bool)], 2, rng).astype(int) for _ in range(6000))
+    counts = sum(draw_entries([np.ones(6, bool)], 2, rng).astype(int) for _ in range(6000))
     assert abs(counts - 2000).max() < 150
 
 
