@@ -32,7 +32,7 @@ from .models import load_model, load_tokenizer, quiet
 from .names import TASKS, architecture_of, is_micro, source_names
 from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
 from .store import stage_folder
-from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood, unknown_share
+from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood
 from .training import Training, encoded, evaluate, finetune, load_weights, save_weights, steps
 
 # %% ../nbs/31_baseline.ipynb #583190ac
@@ -200,12 +200,10 @@ def record(
 # %% ../nbs/31_baseline.ipynb #562bf41c
 def introduce(
     spec: RunSpec,   # a run
-) -> str:            # what its data were taken for, and what its model cannot read of it
+) -> str:            # what its data were taken for; what its model cannot read of them is printed by `materials`
     "Say before time is spent what will be learnt"
     target = target_spec(spec)
-    task, data, tokenizer = materials(target)
-    unknown = unknown_share(task, data["train"], tokenizer)
-    return understood(target, data) + (f"; {100*unknown:.0f} % of the tokens are unknown to {spec.model}" if unknown > .1 else "")
+    return understood(target, materials(target).data)
 
 # %% ../nbs/31_baseline.ipynb #32f192e8
 SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490, "wnli": 635, "squad": 88641}

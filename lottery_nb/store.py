@@ -81,7 +81,7 @@ def open_run(
                            "folder")
         return folder
     if said := changed_inputs(spec, root): print(said, flush=True)
-    if spec.inputs(): write_json(folder/"inputs.json", spec.inputs())
+    if inputs := spec.inputs(): write_json(folder/"inputs.json", inputs)
     write_json(folder/"spec.json", {"template": spec.template} | asdict(spec))
     return folder
 
