@@ -30,7 +30,8 @@ from .files import BadInput, atomic, file_digest, one_of, read_json, short_hash,
 from .masks import Hold, Mask, hold, matched
 from .scores import magnitude
 from .select import kept_count, topk_mask
-from .spec import POOLS, is_micro
+from .spec import POOLS
+from .names import is_micro
 from .weights import POOLER, architecture, base_name, fingerprint, members, prunable, resolve, unwrapped
 
 # %% ../nbs/14_tickets.ipynb #b1416db1

@@ -120,7 +120,8 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_criterion_of_ones_own_is_a_function_and_a_row(plugin, common, tmp_path, capsys):
     "Through run, sweep, dry run, results, summary, figure and report without another edit"
-    from lottery_nb.figures import score_curves, summary_table
+    from lottery_nb.figures import score_curves
+    from lottery_nb.tables import summary_table
     from lottery_nb.store import results
     runs = ["--runs", str(tmp_path/"runs")]
     block = common | {"sparsity": [.2, .5], "method": ["smallest", "omp"]}

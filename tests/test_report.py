@@ -12,7 +12,7 @@ from nbformat import v4
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import figures, papers, report, tables
+from lottery_nb import attention_page, chen, figures, liu, report, tables
 from lottery_nb.cli import main
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
@@ -226,7 +226,7 @@ def test_a_report_of_attention(tmp_path, capsys):
     "With the paper's shares beside, through the command line"
     for task in ("sst2", "mrpc"): attention_run(tmp_path/"runs", task)
     printed = {"vertical": .2, "diagonal": .2, "mix": .2, "block": .2, "other": .2}
-    write_json(tmp_path/"authors"/"attention_pattern_shares.json", {setting: {"QNLI": {"attention": printed, "weight normed": printed}} for setting in papers.SETTINGS})
+    write_json(tmp_path/"authors"/"attention_pattern_shares.json", {setting: {"QNLI": {"attention": printed, "weight normed": printed}} for setting in attention_page.SETTINGS})
     assert main(["report", "attention", "--runs", str(tmp_path/"runs"), "--published", str(tmp_path/"authors")]) == 0
     said = text_of(tmp_path/"runs"/"attention.html")
     for sentence in ("micro: mrpc, sst2", "+10.0 (2 of 2 tasks rise)", "the paper's BERT-base", "2 of 2 correlations lie outside what chance gives"): assert sentence in said
@@ -234,7 +234,7 @@ def test_a_report_of_attention(tmp_path, capsys):
 
 def test_attention_needs_run_folders(tmp_path):
     (tmp_path/"table.csv").write_text("id\n")
-    with pytest.raises(BadInput, match="must be a folder"): papers.page_attention(str(tmp_path/"table.csv"))
+    with pytest.raises(BadInput, match="must be a folder"): attention_page.page_attention(str(tmp_path/"table.csv"))
 
 
 @pytest.mark.parametrize("paper", SENTENCES)
@@ -303,11 +303,11 @@ def test_a_made_up_method_is_known_everywhere(runs, monkeypatch):
     "Summary, curves and both papers' pages, once it has a row; and by its name alone where results come from elsewhere"
     both = pd.concat([runs, runs[runs.method == "omp"].assign(method="made-up")], ignore_index=True)
     assert "made-up" in set(tables.summary_table(both).method)
-    papers.all_sparsities({"micro": both})
+    chen.all_sparsities({"micro": both})
     assert "made-up" in [text.get_text() for text in plt.gcf().legends[0].get_texts()]
-    assert not any("made-up" in line for line in papers.average_scores({"micro": both}).said)
+    assert not any("made-up" in line for line in liu.average_scores({"micro": both}).said)
     monkeypatch.setitem(METHODS, "made-up", METHODS["omp"]._replace(colour="#123456"))
     monkeypatch.setitem(READS, "made-up", ("scope",))
-    assert "micro, average score, made-up above random: holds, everywhere" in "\n".join(papers.average_scores({"micro": both}).said)
+    assert "micro, average score, made-up above random: holds, everywhere" in "\n".join(liu.average_scores({"micro": both}).said)
     assert figures.colour_of("made-up") == "#123456"
     plt.close("all")

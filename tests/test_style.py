@@ -172,7 +172,7 @@ def test_parameters_mirror_the_spec(path):
 
 @pytest.mark.parametrize("path", REPORTS, ids=name)
 def test_a_report_is_calls(path):
-    "At most fifteen code cells, each imports, or one call and one display; what they compute is in `papers` and its like"
+    "At most fifteen code cells, each imports, or one call and one display; what they compute is in the modules of the pages"
     code = [source(c) for c in cells(path) if c["cell_type"] == "code"]
     logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If, ast.IfExp, ast.With, ast.Try, ast.comprehension)
     assert len(code) <= 15
