@@ -7,8 +7,8 @@ __all__ = ['app', 'ticket_app', 'Runs', 'Json', 'field_help', 'run_help', 'read_
            'text_table', 'tidied', 'what_is_read', 'run_one', 'run_command', 'sweep_command', 'costs', 'cost_text',
            'gpu_workers', 'report', 'status_command', 'shown_table', 'summarised', 'results_command', 'info',
            'verify_command', 'import_command', 'export_command', 'combine_command', 'save_ticket', 'agreement_command',
-           'report_command', 'annotate_command', 'device_check', 'folder_check', 'leftover_check', 'data_check',
-           'checks', 'doctor', 'main']
+           'report_command', 'annotate_command', 'models_command', 'device_check', 'folder_check', 'leftover_check',
+           'data_check', 'checks', 'doctor', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -468,6 +468,17 @@ def annotate_command(
                           "both")
     spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     typer.echo(f"open the page: jupyter lab {annotation_notebook(spec, out, kind, name)}")
+
+# %% ../nbs/62_cli.ipynb #0c1dfffe
+@app.command("models")
+def models_command(as_json: Json = False):
+    "List the pre-trained models that `--model` knows by name, beside local folders and the Hub's."
+    from lottery_nb.models import named_models
+    rows = named_models()
+    if as_json: return typer.echo(json.dumps(rows))
+    columns = ("model", "type", "layers", "hidden", "heads", "parameters", "mlm_head", "installed")
+    typer.echo(text_table([{name: str(row.get(name, "")) for name in columns} for row in rows]))
+    for row in rows: typer.echo("\n{model}: {trained}; {means}. Licence {licence}, package {package}".format(**row))
 
 # %% ../nbs/62_cli.ipynb #4116e736
 def device_check() -> tuple[str, bool, str]:   # name, good, found

@@ -15,6 +15,7 @@ from typing import Any
 
 from .datafiles import data_files, text_files
 from .files import BadInput, cache_dir, file_digest, locked, read_json, short_hash, write_json
+from .names import model_path
 
 # %% ../nbs/03_inputs.ipynb #645d7f87
 def state_of(
@@ -91,7 +92,7 @@ def contents(
 ) -> dict[str, str]:    # rows, text, model → checksum; only what lies on this machine
     "What a training reads from files, by content"
     reads = {"rows": lambda: data_files(spec), "text": lambda: sum(text_files(spec.text), []) if spec.text else [],
-             "model": lambda: model_files(spec.model) if Path(spec.model).is_dir() else []}
+             "model": lambda: model_files(folder) if Path(folder := model_path(spec.model)).is_dir() else []}
     found = {}
     for name, paths in reads.items():
         try: files = paths()

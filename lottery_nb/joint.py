@@ -41,7 +41,7 @@ class Joint(nn.Module):
 
 # %% ../nbs/25_joint.ipynb #c066e66c
 class Batches(TorchDataset):
-    "Whole batches: number `t` is of task `t` mod K, whose examples come in a seeded order of their own"
+    "Whole batches, those of each task spread evenly; a task's examples come in a seeded order of their own"
 
     def __init__(
         self,
@@ -49,15 +49,17 @@ class Batches(TorchDataset):
         sizes: list[int],                    # examples per batch of each task
         tokenizer: PreTrainedTokenizerBase,  # for padding
         seed: int,                           # of the orders
-        length: int,                         # batches
+        lengths: list[int],                  # batches of each task
     ):
-        self.features, self.sizes, self.collate, self.seed, self.length = features, sizes, DataCollatorWithPadding(tokenizer), seed, length
+        self.features, self.sizes, self.collate, self.seed = features, sizes, DataCollatorWithPadding(tokenizer), seed
+        self.turns = sorted(((turn + .5)/length, which, turn)
+                            for which, length in enumerate(lengths) for turn in range(length))
 
-    def __len__(self): return self.length
+    def __len__(self): return len(self.turns)
 
     def rows(self, number: int) -> tuple[int, list[int]]:
         "Task and examples of a batch"
-        turn, which = divmod(number, len(self.features))
+        _, which, turn = self.turns[number]
         n, size = len(self.features[which]), self.sizes[which]
         epoch, place = divmod(turn, -(-n // size))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(100_003*self.seed + epoch))
@@ -100,21 +102,24 @@ def finetune_jointly(
     tokenizer: PreTrainedTokenizerBase,  # of all models
     specs: list[RunSpec],                # per task: batch_size, max_length; of the first also learning_rate, warmup, seed
     folder: str | Path,                  # of this piece of training alone, for checkpoints
-    length: int,                         # optimizer steps of all tasks together
+    lengths: list[int],                  # optimizer steps of each task
     mask: Mask | None = None,            # m, by the names of the first model: held while training
     lr_offset: int = 0,                  # where on the learning-rate line it starts
-    lr_total: int | None = None,         # length of that line; None = lr_offset + length
+    lr_total: int | None = None,         # length of that line; None = lr_offset + all steps
+    rising: float | None = None,         # steps of warm-up on that line; None = the first spec's share of it
     order: int = 0,                      # another order, dropout and MLM masks: the number of the IMP round
     every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
 ) -> Training:                           # history
     "Train several tasks over one encoder (multi-task pruning, Chen et al. 2020, Appendix C); resumes to the same bytes"
-    spec, seed = specs[0], specs[0].seed + 1000*order
+    spec, seed, length = specs[0], specs[0].seed + 1000*order, sum(lengths)
+    total = lr_total or lr_offset + length
     features = [encoded(own, task, splits, tokenizer, "train") for own, task, splits in zip(specs, tasks, data)]
     options = replace(settings(replace(spec, batch_size=1), Path(folder), length, seed), train_sampling_strategy="sequential")
     trainer = JointTrainer(
-        Joint(nets), options, train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, length),
+        Joint(nets), options,
+        train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, lengths),
         data_collator=lambda batches: batches[0],
-        callbacks=[Keeper(Path(folder), every, None)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
-        line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
+        callbacks=[Keeper(every)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
+        line=dict(offset=lr_offset, total=total, warmup=spec.warmup if rising is None else rising/total))
     with hold(nets[0], mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), trainer.state.global_step)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'HEADS', 'STARTS', 'model_source', 'hub_name', 'quiet', 'load_tokenizer', 'short_reason',
            'load_config', 'init_fresh', 'part_of', 'check_used', 'fresh_names', 'load_model', 'base_of', 'check_length',
-           'parameter_counts', 'eager_attention', 'reinit', 'shuffle_layers', 'shuffle_within', 'start_weights']
+           'parameter_counts', 'described', 'predicts_words', 'named_models', 'eager_attention', 'reinit',
+           'shuffle_layers', 'shuffle_within', 'start_weights']
 
 # %% ../nbs/23_models.ipynb #d501b95b
 from contextlib import contextmanager
@@ -14,30 +15,31 @@ from typing import Iterable, Iterator
 
 import datasets
 import torch
+from safetensors import safe_open
 from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer,
                           PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers.utils import logging
 
 from .files import BadInput, one_of
 from .micro import pretrained
-from .names import architecture_of, is_micro
+from .names import PACKAGED, Packaged, architecture_of, is_micro, model_path, package_folder
 from .tasks import Task, get_task
-from .weights import architecture, base_name, longest_input, own_parameters, place, prunable
+from .weights import architecture, base_name, encoder_layers, longest_input, own_parameters, place, prunable
 
 # %% ../nbs/23_models.ipynb #2fd5b738
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 # %% ../nbs/23_models.ipynb #046296df
 def model_source(
-    model: str,   # Hub name, local folder, micro or micro-roberta
+    model: str,   # Hub name, local folder, micro, micro-roberta, or a packaged model such as minilm
 ) -> str:         # a folder, or a Hub name that is cached or exists
     "Find a pre-trained model; `BadInput` says what was expected"
     if is_micro(model): return str(pretrained(architecture_of(model)))
-    if not Path(model).is_dir(): return hub_name(model)
+    if not Path(folder := model_path(model)).is_dir(): return hub_name(model)
     for what, names in (("config.json", ("config.json",)), ("weights (model.safetensors or pytorch_model.bin)", WEIGHT_FILES)):
-        if not any((Path(model)/name).is_file() for name in names):
-            raise BadInput(f"model folder {model} has no {what}")
-    return str(model)
+        if not any((Path(folder)/name).is_file() for name in names):
+            raise BadInput(f"model folder {folder} has no {what}")
+    return folder
 
 # %% ../nbs/23_models.ipynb #ebb015a7
 def hub_name(
@@ -46,7 +48,7 @@ def hub_name(
     "Ask once whether a Hub model can be had"
     from huggingface_hub import model_info, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    doors = "expected a local folder, the name of a Hub model, micro or micro-roberta"
+    doors = f"expected a local folder, the name of a Hub model, micro, micro-roberta or {', '.join(PACKAGED)}"
     try:
         if not isinstance(try_to_load_from_cache(model, "config.json"), str): model_info(model, timeout=20)
     except HFValidationError: raise BadInput(f"model folder {model} does not exist; {doors}") from None
@@ -217,6 +219,38 @@ def parameter_counts(
     for name, weights in own_parameters(net).items():
         counts[part_of(net, name)] += weights.numel()
     return counts | {"total": sum(counts.values())}
+
+# %% ../nbs/23_models.ipynb #b0f1e277
+def described(
+    model: str,     # a name of PACKAGED, micro, micro-roberta, or a local folder
+) -> dict:          # model, type, layers, hidden, heads, parameters (of the trunk alone), mlm_head
+    "What a model on this machine is, from its configuration and the names in its weights' file"
+    config = load_config(model, get_task("sst2"))
+    row = architecture(config, f" of model {model}")
+    with torch.device("meta"): net = HEADS["classification"].from_config(config)
+    counts = parameter_counts(net)
+    return {"model": model, "type": config.model_type, "layers": len(encoder_layers(net)), "hidden": config.hidden_size,
+            "heads": config.num_attention_heads, "parameters": counts["total"] - counts["head"],
+            "mlm_head": predicts_words(model_source(model), row.mlm)}
+
+# %% ../nbs/23_models.ipynb #a7ce79a1
+def predicts_words(
+    folder: str,               # of a model
+    parts: tuple[str, ...],    # names of its head's modules, `weights.ARCHITECTURES`
+) -> bool:                     # whether its weights hold an MLM head
+    "Whether a folder's weights can predict words without training a head first"
+    path = Path(folder)/"model.safetensors"
+    if not (parts and path.is_file()): return False
+    with safe_open(path, "pt") as file: names = file.keys()
+    return any(name.split(".")[0] in parts and "seq_relationship" not in name for name in names)
+
+# %% ../nbs/23_models.ipynb #fdbb9711
+def named_models() -> list[dict]:   # a name each: model, installed, what `names.Packaged` and `described` say
+    "The models that need neither a hub nor a folder"
+    own = Packaged("lottery-nb", "", "Apache-2.0", "the micro world's corpus, an invented language", "minutes of work; says nothing about English")
+    micro = [{"model": name, "installed": True} | own._asdict() for name in ("micro", "micro-roberta")]
+    rows = [{"model": name, "installed": bool(package_folder(row))} | row._asdict() for name, row in PACKAGED.items()]
+    return [row | (described(row["model"]) if row["installed"] else {}) for row in micro + rows]
 
 # %% ../nbs/23_models.ipynb #0259845c
 @contextmanager

@@ -111,7 +111,7 @@ def train_scores(
     check_length(net, spec.max_length)
     trainer = MovementTrainer(
         net, settings(spec, folder, length, spec.seed), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Keeper(folder, every, None)], masker=tokenizer if task.kind == "mlm" else None, line=dict(offset=0, total=length, warmup=spec.warmup),
+        callbacks=[Keeper(every)], masker=tokenizer if task.kind == "mlm" else None, line=dict(offset=0, total=length, warmup=spec.warmup),
         pool=pool, sparsity=sparsity, scope=scope, kind=kind)
     train(trainer)
     scores = {name: score.detach().cpu() for name, score in trainer.scores.items()}

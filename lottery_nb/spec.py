@@ -224,7 +224,7 @@ def table_fields(
 EVERY = ("method", "pool", "start", "keep_model", "mask_max_length", "mask_decoder")
 SHARE = ("sparsity", "scope")
 SOURCE = ("source", "source_train", "mask_seed")
-CHAIN = SHARE + SOURCE + ("schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head")
+CHAIN = SHARE + SOURCE + ("schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head", "prune_first")
 SCORED = SHARE + SOURCE + ("score_examples", "score_at")
 TRAINED = SHARE + ("source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
                    "mask_refresh", "mask_rank", "mask_init", "mask_padding")
@@ -316,7 +316,8 @@ class TicketSpec(RunSpec):
     step: float = 0.1                # IMP: weights pruned per round
     round_epochs: float = None       # IMP: training per round, in epochs; None: the source task's default
     round_steps: int = None          # IMP: optimizer steps per round instead of epochs
-    horizon: str = "round"           # IMP: learning rate decays to 0 in each round, or over the whole chain (D2, as released)
+    horizon: str = "round"           # IMP: each round falls to rate 0, or only along one share of the whole chain (run: as released, D2)
+    prune_first: bool = False        # IMP: prune θ0 once before training, as released for MLM (Liu et al. 2022, B.2)
     rewind: float = 0.0              # share of training whose weights are restored; 0: pre-trained; None: no rewinding (B1)
     rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
     early_distance: float = 0.1      # early-bird: a round ends once so small a share of the mask moves between two looks, twenty a round
@@ -432,7 +433,7 @@ class StructuredSpec(RunSpec):
     "Close heads and MLPs while the score holds; retrain good, random and bad gates (Prasanna et al. 2020, section 3.3)"
     prune: str = "heads_mlps"         # heads_mlps (jointly, then heads, then MLPs), heads or mlps
     threshold: float = 0.9            # share of the full model's dev score to hold, in (0, 1]
-    step: float = 0.1                 # share of all heads closed per step, beside one MLP
+    step: float = 0.1                 # share of all heads, and of all MLPs, closed per joint step (of 12 MLPs one)
     heads_step: float = 0.1           # the same once heads are closed alone (as released: 0.05, D15)
     importance: str = "per_example"   # per_example, per_batch or as_released (gradients never zeroed, B8)
     draw: str = "equal"               # random gates: equal in number to the good ones, or bernoulli (as released, D17)

@@ -117,7 +117,8 @@ def search(
         found = prune_gates(open_gates(model), *known, spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
-    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", target.identity() | {n: getattr(spec, n) for n in names}, root), make)
+    depends = target.identity() | {n: getattr(spec, n) for n in names} | {"mlps": "a share per step"}
+    return stage(stage_folder(f"search-{slugged(target.task)}-r{target.seed}", depends, root), make)
 
 # %% ../nbs/36_structured.ipynb #7225ef7e
 def search_steps(

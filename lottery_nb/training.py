@@ -280,9 +280,8 @@ def history(
 @dataclass
 class Training:
     "What a piece of training leaves behind besides the weights"
-    history: pd.DataFrame          # step, epoch, loss (mean since the last line), grad_norm, learning_rate
-    steps: int                     # optimizer steps taken
-    snapshot: Path | None = None   # file with the weights after `snapshot_at` steps
+    history: pd.DataFrame   # step, epoch, loss (mean since the last line), grad_norm, learning_rate
+    steps: int              # optimizer steps taken
 
 # %% ../nbs/24_training.ipynb #994de7e3
 class Diverged(RuntimeError):
@@ -301,25 +300,22 @@ def finite(
 
 # %% ../nbs/24_training.ipynb #bca0dc53
 class Keeper(TrainerCallback):
-    "Shows progress, asks for a checkpoint now and then, and keeps the weights of one step"
+    "Shows progress, asks for a checkpoint now and then, and stops a training that has left the numbers"
 
     def __init__(
         self,
-        folder: Path,                # where the snapshot goes
-        every: float,                # seconds between checkpoints
-        snapshot_at: int | None,     # step after which the weights are kept; None = never
+        every: float,   # seconds between checkpoints
     ):
-        self.folder, self.every, self.snapshot_at = folder, every, snapshot_at
+        self.every = every
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
         "Open the bar"
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False)
         self.saved = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **_):
-        "Keep the snapshot; ask for a checkpoint when one is due and the history has just got a line"
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
+        "Ask for a checkpoint when one is due and the history has just got a line"
         self.bar.update()
-        if state.global_step == self.snapshot_at: save_weights(model, self.folder/"snapshot.safetensors")
         due = time.monotonic() - self.saved >= self.every
         if due and control.should_log and state.global_step < state.max_steps: control.should_save = True
 
@@ -358,29 +354,27 @@ def finetune(
     data: dict[str, Dataset],            # of `load_data`; its `train` is used
     tokenizer: PreTrainedTokenizerBase,  # of the model
     spec: RunSpec,                       # learning_rate, batch_size, epochs, max_steps, warmup, max_length, seed
-    folder: str | Path,                  # of this piece of training alone: checkpoints and the snapshot
+    folder: str | Path,                  # of this piece of training alone, for checkpoints
     mask: Mask | None = None,            # m: held while training; None = dense
     length: int | None = None,           # steps t of this piece; None = the whole training that the spec describes
     lr_offset: int = 0,                  # where on the learning-rate line it starts
     lr_total: int | None = None,         # length of that line; None = lr_offset + length
-    snapshot_at: int | None = None,      # keep the weights after so many steps (θ_i)
+    rising: float | None = None,         # steps of warm-up on that line; None = the spec's share of it
     order: int = 0,                      # another data order, dropout and MLM masks: the number of the IMP round
     watch: TrainerCallback | None = None,   # looks at the model after each step, and may end the training
     every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
-) -> Training:                           # history and snapshot
+) -> Training:                           # history
     "𝒜_t(f(x; m⊙θ, γ)) of Chen et al. 2020, section 3.1; resumes from its folder to the same bytes"
     features = encoded(spec, task, data, tokenizer, "train")
     length = length or steps(spec, len(features))
     check_length(net, spec.max_length)
-    if snapshot_at is not None and not 1 <= snapshot_at <= length:
-        raise BadInput(f"snapshot_at must be between 1 and {length} steps, got {snapshot_at}")
-    folder = Path(folder)
+    folder, total = Path(folder), lr_total or lr_offset + length
     trainer = Finetuner(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Keeper(folder, every, snapshot_at)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
-        line=dict(offset=lr_offset, total=lr_total or lr_offset + length, warmup=spec.warmup))
+        callbacks=[Keeper(every)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
+        line=dict(offset=lr_offset, total=total, warmup=spec.warmup if rising is None else rising/total))
     with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
-    return Training(history(trainer), trainer.state.global_step, folder/"snapshot.safetensors" if snapshot_at else None)
+    return Training(history(trainer), trainer.state.global_step)
 
 # %% ../nbs/24_training.ipynb #c8702ff0
 def outputs(

@@ -1,6 +1,7 @@
 """OMP, IMP and its variants: what each round starts from, what is shared, what comes out."""
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,9 +9,9 @@ from safetensors.torch import load_file
 import lottery_nb.baseline as baseline_module
 import lottery_nb.imp as imp_module
 import lottery_nb.methods as methods_module
-from lottery_nb.baseline import SNAPSHOT, dense, target_spec, theta0
+from lottery_nb.baseline import WEIGHTS, dense, target_spec, theta0
 from lottery_nb.files import BadInput, read_json
-from lottery_nb.imp import Chain, chain_of, levels
+from lottery_nb.imp import Chain, chain_of, chain_pieces, levels, rewind_point, steps_at
 from lottery_nb.methods import find_ticket, retrain, starting_point
 from lottery_nb.scores import magnitude
 from lottery_nb.select import topk_mask
@@ -73,24 +74,36 @@ def test_a_kept_head_is_the_last_rounds_head_on_theta0(make, rounds, tmp_path):
         assert equal(after["start"], before["end"], head(origin)) and not equal(after["start"], origin, head(origin))
 
 
-def test_late_rewinding_restores_theta_i_of_the_first_round(make, rounds, tmp_path):
-    spec = make(rewind=.5)
+def line(r): return tuple(r.get(name) for name in ("length", "lr_offset", "lr_total"))
+
+
+@pytest.mark.parametrize("round_steps, rest", [(None, (3, 3, 6)), (4, (2, 2, 4)), (10, (5, 5, 10))])
+def test_late_rewinding_restores_theta_i_of_the_whole_training(make, rounds, tmp_path, round_steps, rest):
+    "The same θ_i at any length of the rounds; each round trains what is left of its own line"
+    spec = make(rewind=.5, round_steps=round_steps)
     find_ticket(spec, tmp_path)
-    snapshot = load_file(Chain(spec, tmp_path).level(1)/SNAPSHOT)
-    assert rounds[0]["snapshot_at"] == 3
-    for r in rounds[1:]: assert equal({n: r["start"][n] for n in trunk(r["start"])}, snapshot, trunk(r["start"]))
+    theta_i = load_file(rewind_point(target_spec(spec), .5, tmp_path)/WEIGHTS)
+    late = [r for r in rounds if r.get("mask") is not None]
+    assert len(late) == 2 and [line(r) for r in late] == [rest, rest]
+    for r in late: assert equal({n: r["start"][n] for n in trunk(r["start"])}, theta_i, trunk(theta_i))
     # θ3 is what three steps of the same schedule give
     short = theta0(target_spec(spec))
     (tmp_path/"short").mkdir()
     baseline_module.train_into(tmp_path/"short", short, target_spec(spec), judge=False, length=3, lr_total=6)
-    assert equal(dict(short.named_parameters()), snapshot, trunk(snapshot))
+    assert equal(dict(short.named_parameters()), theta_i, trunk(theta_i))
 
 
-def test_retraining_from_theta_i_takes_what_is_left_of_the_learning_rate(make, rounds, tmp_path):
-    spec = make(rewind=.5)
+@pytest.mark.parametrize("round_steps", [None, 4])
+def test_retraining_from_theta_i_takes_what_is_left_of_the_learning_rate(make, rounds, tmp_path, round_steps):
+    spec = make(rewind=.5, round_steps=round_steps)
     ticket = find_ticket(spec, tmp_path)
+    begin = len(rounds)
     retrain(spec, ticket, tmp_path/"run", tmp_path)
-    assert {k: rounds[-2 if rounds[-1].get("mask") is None else -1].get(k) for k in ("length", "lr_offset", "lr_total")} == {"length": 3, "lr_offset": 3, "lr_total": 6}
+    assert [line(r) for r in rounds[begin:] if r.get("mask") is not None] == [(3, 3, 6)]
+
+
+def test_a_training_too_short_to_rewind_into_is_refused(make, tmp_path):
+    with pytest.raises(BadInput, match="rewind 0.5 needs a training of at least 2 steps, got 1"): find_ticket(make(rewind=.5, max_steps=1), tmp_path)
 
 
 def test_the_first_round_is_the_full_models_own_training(make, rounds, tmp_path):
@@ -109,10 +122,43 @@ def test_deeper_costs_only_the_new_rounds_and_shallower_nothing(make, rounds, tm
     assert len(rounds) == count + 2
 
 
-def test_the_horizon_of_the_whole_run_places_each_round_on_one_line(make, rounds, tmp_path):
-    "D2: as released, the rate falls over all ten rounds"
-    find_ticket(make(horizon="run"), tmp_path)
-    assert [(r["lr_offset"], r["lr_total"]) for r in rounds] == [(0, 60), (6, 60), (12, 60)]
+@pytest.mark.parametrize("changes, total", [({}, 60), ({"schedule": "remaining"}, 60), ({"step": .4, "sparsity": .8}, 18), ({"warmup": .5}, 60)])
+def test_the_horizon_of_the_whole_run_starts_each_round_anew(make, rounds, tmp_path, changes, total):
+    "D2: as released, a new scheduler after each pruning, as long as the whole chain: every round falls from the peak by one share"
+    find_ticket(make(horizon="run", **changes), tmp_path)
+    assert len(rounds) > 1 and {line(r) for r in rounds} == {(6, 0, total)}
+    stages = [pd.read_parquet(path).learning_rate for path in tmp_path.glob("stages/imp-*/history.parquet")]
+    assert len(stages) == len(rounds) and all(rates.equals(stages[0]) for rates in stages)
+    rates = stages[0].to_numpy()
+    assert rates[-1] == rates.min() > 0 if "warmup" not in changes else rates.argmax() == 3
+
+
+def test_theta0_is_pruned_once_before_any_training(make, rounds, tmp_path):
+    "Liu et al. 2022, Appendix B.2: the first mask is that of the pre-trained weights, and each later one costs a round"
+    spec = make(prune_first=True)
+    find_ticket(spec, tmp_path)
+    chain, origin = Chain(spec, tmp_path), theta0(target_spec(spec))
+    first = topk_mask(magnitude(prunable(origin, spec.pool)), .1, spec.scope)
+    assert Ticket.load(chain.level(1)/"ticket").mask == first
+    assert len(rounds) == 2 and rounds[0]["mask"] == first and equal(rounds[0]["start"], dict(origin.named_parameters()))
+    assert [piece.steps for piece in chain_pieces(spec)] == [0, 6, 6]
+
+
+def test_pruning_first_goes_with_every_way_to_rewind(make, rounds, tmp_path):
+    for number, changes in enumerate(({"rewind": None}, {"rewind_head": False}, {"rewind": .5})):
+        rounds.clear()
+        spec = make(prune_first=True, **changes)
+        find_ticket(spec, tmp_path/str(number))
+        trained = [r for r in rounds if r.get("mask") is not None]
+        assert len(trained) == 2
+        assert equal(trained[0]["start"], dict(theta0(target_spec(spec)).named_parameters()))
+    assert line(trained[1]) == (3, 3, 6)
+
+
+def test_the_mlm_chain_of_the_paper_takes_its_steps():
+    "Liu et al. 2022, Table 2: 22,340 steps to 90 %"
+    spec = TicketSpec(task="sst2", model="micro", method="imp", source="mlm", sparsity=.9, round_steps=2792, prune_first=True)
+    assert sum(piece.steps for piece in chain_pieces(spec)) == pytest.approx(22_340, abs=8)
 
 
 def test_each_round_sees_another_data_order(make, rounds, tmp_path):

@@ -39,7 +39,7 @@ DATA = [texts(30, 0), texts(11, 1)]
 def by_hand(length, mask=None):
     "The same training as a plain loop: batches in turn, summed gradients of nothing, AdamW, clipping, warm-up and decay"
     joint = Joint(nets()).train()
-    batches = Batches([encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)], [8, 4], TOKENIZER, 0, length)
+    batches = Batches([encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)], [8, 4], TOKENIZER, 0, [length // 2, length // 2])
     optimizer = torch.optim.AdamW(joint.parameters(), lr=2e-3, weight_decay=0.)
     pruned = prunable(joint.nets[0], "encoder") if mask is not None else {}
     for step in range(length):
@@ -63,7 +63,7 @@ def by_hand(length, mask=None):
 def test_joint_training_is_the_loop_written_out(masked, tmp_path):
     models = nets()
     mask = Mask({name: torch.rand(w.shape, generator=torch.Generator().manual_seed(3)) < .6 for name, w in prunable(models[0], "encoder").items()}) if masked else None
-    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, length=12, mask=mask)
+    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, lengths=[6, 6], mask=mask)
     expected = dict(by_hand(12, mask).named_parameters())
     for name, p in Joint(models).named_parameters(): torch.testing.assert_close(p, expected[name], atol=2e-6, rtol=1e-5)
 
@@ -71,7 +71,7 @@ def test_joint_training_is_the_loop_written_out(masked, tmp_path):
 def test_the_encoder_is_shared_and_stays_so(tmp_path):
     models = nets()
     before = models[1].cls.predictions.bias.clone()
-    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, length=4)
+    finetune_jointly(models, TASKS, DATA, TOKENIZER, SPECS, tmp_path, lengths=[2, 2])
     assert models[1].bert is models[0].bert
     assert models[1].cls.predictions.decoder.weight is models[0].bert.embeddings.word_embeddings.weight
     assert not torch.equal(models[1].cls.predictions.bias, before)
@@ -80,6 +80,18 @@ def test_the_encoder_is_shared_and_stays_so(tmp_path):
 
 def test_every_example_is_seen_once_per_epoch_in_another_order():
     features = [encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)]
-    batches = Batches(features, [8, 4], TOKENIZER, seed=1, length=100)
+    batches = Batches(features, [8, 4], TOKENIZER, seed=1, lengths=[50, 50])
     epochs = [sum((batches.rows(2 * turn)[1] for turn in range(4 * e, 4 * e + 4)), []) for e in range(3)]
     assert all(sorted(epoch) == list(range(30)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("lengths", [[6, 6], [9, 2], [1, 7], [0, 3]])
+def test_each_task_gets_its_own_steps_spread_evenly(lengths):
+    "As many as alone, in the same order of its examples; at any moment both are equally far, within a batch"
+    features = [encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)]
+    batches = Batches(features, [8, 4], TOKENIZER, seed=1, lengths=lengths)
+    alone = [Batches(features, [8, 4], TOKENIZER, seed=1, lengths=[n if i == which else 0 for i, n in enumerate(lengths)]) for which in (0, 1)]
+    seen = [batches.rows(number) for number in range(len(batches))]
+    for which in (0, 1): assert [row for row in seen if row[0] == which] == [alone[which].rows(turn) for turn in range(lengths[which])]
+    for number in range(1, len(seen) + 1):
+        for which in (0, 1): assert abs(sum(row[0] == which for row in seen[:number]) - lengths[which]*number/len(seen)) <= 1

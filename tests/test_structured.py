@@ -26,7 +26,7 @@ from lottery_nb.spec import MagnitudeSpec, StructuredSpec
 from lottery_nb.store import results
 from lottery_nb.structured import (compared_gates, dev_batches, fine_tuned, first_importance, found_gates, gates_result, rule_score, search,
                                    search_steps)
-from lottery_nb.subnetworks import (bad_gates, draw_entries, gates_mask, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors,
+from lottery_nb.subnetworks import (bad_gates, draw_entries, due, gates_mask, prune_gates, random_gates, remember, stages_of, super_bad, super_random, super_survivors,
                                     survival_shares, without_least)
 from lottery_nb.tickets import Ticket
 from lottery_nb.weights import prunable
@@ -49,8 +49,12 @@ def world(shape, seed):
 def replay(gates, importance, score, threshold, stages):
     "The loop once more, in the plainest words: sort, close, compare"
     bar, heads, mlps = threshold * score(gates), gates.heads.copy(), gates.mlps.copy()
-    for _, n, m in stages:
-        while (n and heads.any()) or (m and mlps.any()):
+    for _, n, rate in stages:
+        debt = 1e-9
+        while (n and heads.any()) or (rate and mlps.any()):
+            debt += rate
+            m, debt = int(debt), debt % 1
+            if not heads.any() and not m: m = 1
             scaled = normalised(importance(Gates(heads, mlps)))
             new_heads, new_mlps = heads.copy(), mlps.copy()
             live = sorted((scaled.heads[i], i) for i in zip(*np.nonzero(heads)))
@@ -67,7 +71,7 @@ def test_the_loop_against_a_plain_replay(shape, seed, prune, threshold, step, he
     importance, score = world(shape, seed)
     full = Gates.full(*shape)
     found = prune_gates(full, importance, score, threshold, prune, step, heads_step)
-    assert found.kept == replay(full, importance, score, threshold, stages_of(prune, full.heads.size, step, heads_step))
+    assert found.kept == replay(full, importance, score, threshold, stages_of(prune, full.heads.size, full.mlps.size, step, heads_step))
     assert found.score == score(found.kept) >= threshold * score(full)
     if prune == "heads": assert found.kept.mlps.all()
     if prune == "mlps": assert found.kept.heads.all()
@@ -152,11 +156,21 @@ def test_draws_are_uniform():
 
 def test_released_schedule_explains_the_published_sizes(assets):
     "14 heads and one MLP a step, then 7 heads a step (D15): every published count of heads must be reachable"
-    stages = {s: (h, m) for s, h, m in stages_of("heads_mlps", 144, heads_step=.05)}
+    stages = {s: (h, m) for s, h, m in stages_of("heads_mlps", 144, 12, heads_step=.05)}
     assert stages == {"joint": (14, 1), "heads": (7, 0), "mlps": (0, 1)}
     reachable = {max(0, 144 - 14 * joint - 7 * later) for joint in range(12) for later in range(22)}
     masks = read_masks(assets/"prasanna2020"/"masks.json.gz")
     assert {int(g.heads.sum()) for seeds in masks.values() for g in seeds.values()} <= reachable
+
+
+@given(st.integers(1, 24), st.integers(1, 16), st.floats(.02, 1))
+def test_heads_and_mlps_are_closed_at_one_pace(layers, per_layer, step):
+    "Of 12 MLPs one a step, as the paper; of 4 not one in four while heads go one in sixteen"
+    (_, heads, rate), *_ = stages_of("heads_mlps", layers*per_layer, layers, step)
+    closed = np.cumsum([due(rate, number) for number in range(1, 40)])
+    for number, mlps in enumerate(closed, 1):
+        if int(step*layers + 1e-9): assert mlps == number*int(step*layers + 1e-9)
+        else: assert abs(mlps - min(1, heads/per_layer)*number) < 1 + 1e-6
 
 
 # On a model: the tiny random BERT and the CSV of the fixtures.

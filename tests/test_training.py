@@ -128,14 +128,13 @@ def test_resume_after_any_step(tmp_path, passes):
     "Within an epoch, at its end, and just after"
     whole, torn, resumed = new_net(), new_net(), new_net()
     mask = half(whole)
-    expected = finetune(whole, SST2, DATA, TOKENIZER, SPEC, tmp_path/"whole", mask=mask, snapshot_at=5)
-    with pytest.raises(RuntimeError, match="killed"): finetune(bomb(torn, passes), SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask, every=0, snapshot_at=5)
+    expected = finetune(whole, SST2, DATA, TOKENIZER, SPEC, tmp_path/"whole", mask=mask)
+    with pytest.raises(RuntimeError, match="killed"): finetune(bomb(torn, passes), SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask, every=0)
     assert len(list((tmp_path/"torn").glob("checkpoint-*"))) == min(passes, 2)
     assert all(torch.equal(weight[~mask[name]], torch.zeros_like(weight[~mask[name]])) for name, weight in prunable(torn, "encoder").items())
-    run = finetune(resumed, SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask, snapshot_at=5)
+    run = finetune(resumed, SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask)
     assert same(whole, resumed) and run.history.equals(expected.history)
-    assert run.snapshot.read_bytes() == expected.snapshot.read_bytes()
-    assert [path.name for path in (tmp_path/"torn").iterdir() if not path.name.startswith(".")] == ["snapshot.safetensors"]
+    assert not [path.name for path in (tmp_path/"torn").iterdir() if not path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("passes", [8])
@@ -247,25 +246,11 @@ def test_history_is_short_and_aligned_with_checkpoints(tmp_path):
 
 # Pieces of a line
 
-def test_snapshot_is_the_training_stopped_there(tmp_path):
-    whole, stopped = new_net(), new_net()
-    run = finetune(whole, SST2, DATA, TOKENIZER, SPEC, tmp_path/"whole", snapshot_at=12)
-    finetune(stopped, SST2, DATA, TOKENIZER, SPEC, tmp_path/"part", length=12, lr_total=30)
-    assert same(load_weights(new_net(), run.snapshot), stopped)
-    assert finetune(new_net(), SST2, DATA, TOKENIZER, SPEC, tmp_path/"none").snapshot is None
-
-
 def test_horizon_of_the_whole_run(tmp_path):
     "D2: three rounds on one line; the rate goes on where the last round left it"
     spec = RunSpec(task="sst2", batch_size=8, epochs=1, learning_rate=1e-3, warmup=0, max_length=16)
     rates = [finetune(new_net(), SST2, DATA, TOKENIZER, spec, tmp_path/str(r), lr_offset=10*r, lr_total=30, order=r).history.learning_rate for r in range(3)]
     assert np.allclose(np.concatenate(rates), 1e-3*(30 - np.arange(30))/30)
-
-
-@pytest.mark.parametrize("step", [0, 31])
-def test_snapshot_outside_the_training_is_refused(tmp_path, step):
-    with pytest.raises(BadInput, match=f"snapshot_at must be between 1 and 30 steps, got {step}"):
-        finetune(new_net(), SST2, DATA, TOKENIZER, SPEC, tmp_path, snapshot_at=step)
 
 
 def test_refusals(tmp_path):
