@@ -361,13 +361,16 @@ def pattern_bars(
 
 # %% ../nbs/53_figures.ipynb #8533e2cc
 def map_panels(
-    maps: dict[str, np.ndarray],   # title → map, query × key
+    maps: dict[str, np.ndarray],        # title → map, query × key
+    tokens: list[str] | None = None,    # of the text, where all maps are of one: at the edges
 ) -> np.ndarray:                   # array of axes, one per map
     "Attention maps side by side, queries down, keys across, each on its own scale (Prasanna et al. 2020, Figure 4a)"
-    figure, axes = plt.subplots(1, len(maps), figsize=(2.3*len(maps), 2.6), squeeze=False, layout="constrained")
+    side = max(2.3, .17*len(tokens or ()) + .7)
+    figure, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
     for ax, (title, one) in zip(axes[0], maps.items()):
         ax.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest")
-        ax.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
+        ax.set(xticks=range(len(tokens or ())), yticks=range(len(tokens or ())), xlabel="key", ylabel="query")
+        if tokens: ax.set_xticklabels(tokens, rotation=90, fontsize=7), ax.set_yticklabels(tokens, fontsize=7)
         ax.set_title(title.replace(", ", "\n"), fontsize=8)
     return axes[0]
 

@@ -238,8 +238,8 @@ def map_png(
     import io
     from matplotlib.figure import Figure
     figure = Figure(figsize=(side, side))
-    axis = figure.add_axes((0, 0, 1, 1) if side < 2 else (.06, .03, .93, .93))
-    axis.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest", aspect="auto")
+    axis = figure.add_axes((0, 0, 1, 1) if side < 2 else (.06, .01, .93, .93))
+    axis.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest", aspect="auto", vmin=0, vmax=1)
     places = [int(i) for i in special.split()]
     axis.set_xticks(places, ["S"] * len(places)), axis.set_yticks(places, ["S"] * len(places))
     axis.xaxis.tick_top()
@@ -291,7 +291,7 @@ def page_state(
     state = dict(png="", about="all done", done=annotator.total - len(annotator.todo), total=annotator.total)
     if record:
         one = unpack_map(record["map"])
-        about = f"{record['task']} text {record['row']}, layer {record['layer']}, head {record['head']}, {len(one)} tokens"
+        about = f"{Path(record['task']).stem} text {record['row']}, layer {record['layer']}, head {record['head']}, {len(one)} tokens"
         state |= dict(png=png_text(one, record["special"]), about=about)
     kappa = agreed and f"kappa {agreed['kappa']:.2f} on {agreed['maps']} maps labelled by both"
     return state | {"note": "\n".join(filter(None, [note, kappa, f"Labels: {annotator.out}"]))}

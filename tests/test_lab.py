@@ -73,10 +73,13 @@ def free_port():
 def lab(home, browser):
     "JupyterLab, started as README says"
     port, token = free_port(), "test"
+    quiet = home/".settings"/"@jupyterlab"/"apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet/"notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')   # else it asks, over the page
     env = os.environ | dict(LOTTERY_NB_RUNS=str(home/"runs"), JUPYTER_CONFIG_DIR=str(home/".jupyter"), JUPYTERLAB_SETTINGS_DIR=str(home/".settings"),
                             JUPYTERLAB_WORKSPACES_DIR=str(home/".workspaces"))
     words = [sys.executable, "-m", "jupyterlab", *readme_command()[1:], "--no-browser", f"--port={port}", "--allow-root", f"--IdentityProvider.token={token}",
-             "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with open(home/"server.log", "w") as log: server = subprocess.Popen(words, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(300):
