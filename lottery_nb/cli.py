@@ -447,7 +447,7 @@ def report_command(
 
 # %% ../nbs/62_cli.ipynb #c11e0002
 OpenLab = Annotated[bool, typer.Option("--open", help="Open the page in JupyterLab now.")]
-Port = Annotated[Optional[int], typer.Option(help="For --open: port of JupyterLab; default the first free one from 8888 on.")]
+Port = Annotated[Optional[int], typer.Option(help="For --open: JupyterLab's port; default the first free one from 8888 on.")]
 
 # %% ../nbs/62_cli.ipynb #c11e0003
 def show_page(

@@ -262,4 +262,5 @@ def annotation_notebook(
     other = f", {str(Path(beside).absolute())!r}" if beside else ""
     code = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
             f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}{other}))")
-    return page_notebook(out.with_suffix(".ipynb"), "Label attention maps", "Rows are queries, columns keys, S a special token.", code)
+    text = "Rows are queries, columns keys, S a special token."
+    return page_notebook(out.with_suffix(".ipynb"), "Label attention maps", text, code)

@@ -31,7 +31,8 @@ def page_notebook(
     start = "▶ **Run ▸ Run All Cells** starts it."
     cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\n{start} {text}", id="about", metadata=fixed),
              nbformat.v4.new_code_cell(code, id="page", metadata=fixed | {"jupyter": {"source_hidden": True}})]
-    with atomic(path) as temp: nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), temp)
+    page = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    with atomic(path) as temp: nbformat.write(page, temp)
     return path
 
 # %% ../nbs/39_lab.ipynb #5ab00009
@@ -59,8 +60,9 @@ def check_display():
     "Refuse to open a page where no browser can be shown"
     try: webbrowser.get()
     except webbrowser.Error:
-        why = "no display" if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) else "none found"
-        raise BadInput(f"no browser can be opened here ({why}): leave out --open, and open the page from a JupyterLab that runs here") from None
+        shown = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        raise BadInput(f"no browser can be opened here ({'none found' if shown else 'no display'}): leave out --open, "
+                       "and open the page from a JupyterLab that runs here") from None
 
 # %% ../nbs/39_lab.ipynb #5ab00014
 def open_page(
