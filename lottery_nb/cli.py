@@ -447,7 +447,7 @@ def report_command(
 
 # %% ../nbs/62_cli.ipynb #c11e0002
 OpenLab = Annotated[bool, typer.Option("--open", help="Open the page in JupyterLab now.")]
-Port = Annotated[Optional[int], typer.Option(help="For --open: JupyterLab's port; default the first free one from 8888 on.")]
+Port = Annotated[Optional[int], typer.Option(help="For --open: JupyterLab's port; default a free one.")]
 
 # %% ../nbs/62_cli.ipynb #c11e0003
 def show_page(
@@ -475,7 +475,7 @@ def annotate_command(
     name: Annotated[str, typer.Option(help="Who labels.")] = "",
     compare: Annotated[Optional[Path], typer.Option(help="Another person's labels: print the agreement of the two files instead.")] = None,
     beside: Annotated[Optional[Path],
-                      typer.Option(help="Another person's labels: label the same maps; the page says how far you agree.")] = None,
+                      typer.Option(help="Another person's labels: label the same maps and see how far you agree.")] = None,
     open_lab: OpenLab = False,
     port: Port = None,
 ):
@@ -492,7 +492,7 @@ def annotate_command(
 # %% ../nbs/62_cli.ipynb #c11e0001
 @app.command("explore")
 def explore_command(
-    runs: Annotated[Optional[str], typer.Argument(help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")] = None,
+    runs: Annotated[Optional[str], typer.Argument(help="Folder of runs; default LOTTERY_NB_RUNS, else runs/.")] = None,
     open_lab: OpenLab = False,
     port: Port = None,
 ):

@@ -29,7 +29,7 @@ from .masks import Mask
 from .models import load_tokenizer
 from .store import read_spec, results
 from .subnetworks import survival_shares
-from .tables import full_scores, ticket_runs
+from .tables import full_scores, learns, ticket_runs
 from .tickets import Ticket
 
 # %% ../nbs/53_explorer.ipynb #5ac00006
@@ -70,8 +70,9 @@ def score_text(
     scores, full = alike.score.tolist(), full_scores(runs, alike)
     said = f"{one.metric}: {in_words(scores)}"
     if not full: return f"{said}; the full model is not known"
-    verdict = "wins" if winning(full, scores) else "does not win"
-    return f"{said}; full model {in_words(full)}: the ticket {verdict}"
+    verdict = "the ticket wins" if winning(full, scores) else "the ticket does not win"
+    if not learns(alike): verdict = "no better than a guess, so nothing can win"
+    return f"{said}; full model {in_words(full)}: {verdict}"
 
 # %% ../nbs/53_explorer.ipynb #5ac00012
 def in_words(
@@ -123,10 +124,10 @@ def attention_pair(
     after: np.ndarray,    # the same, pruned
 ) -> np.ndarray:          # two axes
     "A head's attention before and after pruning, tokens at the edges"
-    side = max(2.6, .24*len(tokens) + 1)
+    side, most = max(2.6, .24*len(tokens) + 1), max(before.max(), after.max())
     axes = plt.subplots(1, 2, figsize=(2*side, side), layout="constrained", sharey=True)[1]
     for ax, one, title in zip(axes, (before, after), ("before pruning", "after pruning")):
-        image = ax.imshow(one, cmap="magma", vmin=0, vmax=1)
+        image = ax.imshow(one, cmap="magma", vmin=0, vmax=most)
         ax.set(title=title, xlabel="attended to (key)", xticks=range(len(tokens)), yticks=range(len(tokens)))
         ax.set_xticklabels(tokens, rotation=90), ax.set_yticklabels(tokens)
     axes[0].set_ylabel("from (query)")
@@ -150,6 +151,7 @@ def ticket_pictures(
     "Score against sparsity with the ticket's place, density per layer and matrix, what is left of each head"
     ticket, whole, _, _ = loaded(one.folder)
     curve = score_curve(runs[runs.model == one.model], one.task, plt.subplots(figsize=(4.4, 3))[1])
+    curve.set_title(curve.get_title().replace(one.task, Path(one.task).stem))
     curve.axvline(100*one.asked_sparsity, color="black", linewidth=1, linestyle=":")
     shares = survival_shares(ticket.mask, whole.config.num_attention_heads)
     left = survival_heatmap(*shares, label="share of weights kept")
@@ -193,10 +195,12 @@ class Explorer:
         self.pictures = {name: widgets.Image(format="png", layout=own_size) for name in names}
         row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="12px")
         rows = [[self.task, self.method, self.sparsity], [self.score], [self.pictures[name] for name in names[:3]],
-                [self.other], [self.overlap], [self.sentence, self.layer, self.head], [self.note], [self.pictures["attention"]]]
+                [self.other], [self.overlap], [self.sentence, self.layer, self.head], [self.note],
+                [self.pictures["attention"]]]
         self.page = widgets.VBox([widgets.Box(part, layout=row) for part in rows])
         offer(self.task, sorted({(Path(task).stem, task) for task in self.runs.task}))
         offer(self.other, [(ticket_title(one), one.folder) for _, one in self.runs.iterrows()])
+        self.other.index = len(self.runs) - 1
         acts = {self.task: self.offer_methods, self.method: self.offer_sparsities, self.sparsity: self.show,
                 self.other: self.show_overlap}
         for control, act in (acts | dict.fromkeys((self.sentence, self.layer, self.head), self.show_attention)).items():

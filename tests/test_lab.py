@@ -200,3 +200,30 @@ def test_the_first_tutorial_runs_whole(lab, page, home, shots):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in cells)
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["explore", "{empty}"], "has no tickets to explore; "), (["explore", "{none}"], "there is no folder "), (["explore", "{other}"], "has schema 99, this version reads"),
+    (["annotate", "--out", "{empty}/a.jsonl", "--beside", "{empty}/b.jsonl"], "b.maps.jsonl is missing")])
+def test_what_a_page_cannot_show_is_said_in_one_sentence(words, said, tmp_path, capsys):
+    for name in ("empty", "other/run"): (tmp_path/name).mkdir(parents=True)
+    (tmp_path/"other"/"run"/"result.json").write_text(json.dumps(dict(schema=99, id="a", template="ticket", spec={}, files={})))
+    places = {name: str(tmp_path/name) for name in ("empty", "other", "none")}
+    assert main([word.format(**places) for word in words]) == 2
+    told = capsys.readouterr().err.strip()
+    assert said in told and "\n" not in told
+
+
+def test_a_port_in_use_and_no_display(tickets, monkeypatch, capsys):
+    import webbrowser
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0)), taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(webbrowser, "get", lambda: None)
+        assert main(["explore", str(tickets), "--open", "--port", port]) == 2
+        assert f"port {port} is in use" in capsys.readouterr().err
+    def none(): raise webbrowser.Error("could not locate runnable browser")
+    monkeypatch.setattr(webbrowser, "get", none)
+    assert main(["explore", str(tickets), "--open"]) == 2
+    assert "no browser can be opened here" in capsys.readouterr().err
+    assert main(["explore", str(tickets), "--port", "8899"]) == 2 and "port belongs to --open" in capsys.readouterr().err
