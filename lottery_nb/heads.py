@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'MODELS', 'name_heads', 'pattern_shares', 'heterogeneous_correlation', 'published_shares', 'texts_of',
            'classifier_of', 'named_heads', 'run_named', 'surviving_heads', 'share_table', 'attention_result',
-           'clearest', 'annotation_notebook']
+           'clearest', 'theirs', 'annotation_notebook']
 
 # %% ../nbs/43_heads.ipynb #9b27ec64
 import glob
@@ -22,6 +22,7 @@ from .attention import read_texts
 from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
 from .gates import Gates
+from .lab import page_notebook
 from .labels import sample_maps
 from .models import base_of, load_tokenizer
 from .patterns import CLASSES, PatternCNN, bar, default_cnn
@@ -229,25 +230,37 @@ def clearest(
         found[f"{name}, layer {layer} head {head}"] = maps[layer][head]
     return found
 
+# %% ../nbs/43_heads.ipynb #8aee0710
+def theirs(
+    out: Path,             # where one person's labels go
+    beside: str | Path,    # another's
+) -> Path:                 # the maps that the other one labels
+    "The maps of a second person are those of the first"
+    maps = Path(beside).absolute().with_suffix(".maps.jsonl")
+    if Path(beside).absolute() == out: raise BadInput(f"beside must be another person's file, got {beside} for both")
+    if not maps.exists(): raise BadInput(f"there are no maps beside {beside}: {maps.name} is missing")
+    return maps
+
 # %% ../nbs/43_heads.ipynb #8aee0709
 def annotation_notebook(
     spec: AttentionSpec,       # model, task, data, seed; `texts`: maps wanted, one a text as far as there are enough
     out: str | Path,           # JSONL file of labels, made by the first answer
     kind: str = "raw",         # raw or norm
     name: str = "",            # who labels
+    beside: Path | None = None,   # another person's labels: the page labels the same maps and says how far both agree
 ) -> Path:                     # a notebook beside `out`, to open in JupyterLab
     "Draw maps of the pre-trained model and prepare their labelling; maps drawn before are kept"
-    import nbformat
     out = Path(out).absolute()
-    samples, page = out.with_suffix(".maps.jsonl"), out.with_suffix(".ipynb")
     if out.suffix != ".jsonl": raise BadInput(f"out must be a .jsonl file, got {out.name}")
+    samples = theirs(out, beside) if beside else out.with_suffix(".maps.jsonl")
     if not samples.exists():
         tokenizer = load_tokenizer(spec.model)
         records = sample_maps(MODELS["pre-trained"](spec, None), tokenizer, texts_of(spec, tokenizer), spec.texts,
                               spec.seed, kind, spec.model, spec.task)
         with atomic(samples) as temp: temp.write_text("".join(json.dumps(record) + "\n" for record in records),
                                                       encoding="utf-8")
-    cell = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
-            f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}))")
-    with atomic(page) as temp: nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, id="page")]), temp)
-    return page
+    other = f", {str(Path(beside).absolute())!r}" if beside else ""
+    code = ("from lottery_nb.labels import Annotator, annotation_page, json_lines\n\n"
+            f"annotation_page(Annotator(list(json_lines({str(samples)!r})), {str(out)!r}, {name!r}{other}))")
+    text = "Rows are queries, columns keys, S a special token."
+    return page_notebook(out.with_suffix(".ipynb"), "Label attention maps", text, code)

@@ -244,9 +244,9 @@ def test_annotating_from_the_command_line(tiny_model, tiny_data, tmp_path, capsy
     assert main([*words, "--kind", "norms"]) == 2 and not out.exists()
     assert main(words) == 0 and "jupyter lab" in capsys.readouterr().out
     drawn = list(labels.json_lines(tmp_path/"ann.maps.jsonl"))
-    code = "".join(json.loads((tmp_path/"ann.ipynb").read_text())["cells"][0]["source"])
+    code = "".join(json.loads((tmp_path/"ann.ipynb").read_text())["cells"][1]["source"])
     exec(code.replace("\n\nannotation_page(", "\n\npage = annotation_page("), shown := {})
-    shown["page"].children[2].children[1].click()
+    shown["page"]._handle_custom_msg({"do": "label", "label": "diagonal"}, [])
     assert [record["label"] for record in labels.read_records(out)] == ["diagonal"]
     assert main(words) == 0 and list(labels.json_lines(tmp_path/"ann.maps.jsonl")) == drawn      # resumes, draws nothing new
     assert main([*words, "--compare", str(out)]) == 0 and "kappa" in capsys.readouterr().out
