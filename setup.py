@@ -14,6 +14,6 @@ setup(
     python_requires=f">={meta['min_python']}", install_requires=meta["requirements"].split(), extras_require=extras,
     packages=["lottery_nb", "lottery_nb.runs", "lottery_nb.reports"],
     package_dir={"lottery_nb.runs": "nbs/runs", "lottery_nb.reports": "nbs/reports"},
-    package_data={"lottery_nb": ["data/*", "py.typed"], "lottery_nb.runs": ["*.ipynb"], "lottery_nb.reports": ["*.ipynb"]},
+    package_data={"lottery_nb": ["data/*", "data/*/*", "py.typed"], "lottery_nb.runs": ["*.ipynb"], "lottery_nb.reports": ["*.ipynb"]},
     entry_points={"console_scripts": [meta["console_scripts"]]},
 )

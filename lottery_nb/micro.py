@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'RECIPE', 'micro_config', 'random_model', 'mimetic', 'lessons', 'Packed', 'pack', 'batches', 'masked_batch',
-           'Trainee', 'pretrain', 'micro_id', 'pretrained', 'tiny_world']
+           'Trainee', 'pretrain', 'micro_id', 'shipped', 'pretrained', 'tiny_world']
 
 # %% ../nbs/21_micro.ipynb #7f753bc2
 from functools import lru_cache
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from .files import atomic, cache_dir, one_of, short_hash, stage, write_json
+from .files import atomic, cache_dir, one_of, short_hash, stage, verify, write_json
 from .language import (LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer,
                                  micro_vocab, reserved)
 from .spec import WORLD
@@ -251,12 +252,20 @@ def micro_id(
     return f"micro-{architecture}-{short_hash([WORLD, SIZE, RECIPE, micro_vocab(architecture), sample], 8)}"
 
 # %% ../nbs/21_micro.ipynb #542a23b2
+def shipped(
+    architecture: str = "bert",   # bert or roberta
+) -> Path | None:                 # its folder inside the package; None where the recipe has changed since
+    "The pre-trained micro model that comes with the package, its files as they were sealed"
+    folder = Path(str(files("lottery_nb")))/"data"/micro_id(one_of("architecture", architecture, SPECIALS))
+    return verify(folder) if folder.is_dir() else None
+
+# %% ../nbs/21_micro.ipynb #b170ce3e
 def pretrained(
     architecture: str = "bert",   # bert or roberta
 ) -> Path:                        # a Hugging Face folder: BertForPreTraining or RobertaForMaskedLM, and its tokenizer
-    "The pre-trained micro model, made on first use (up to three minutes on two free cores)"
-    folder = cache_dir()/micro_id(one_of("architecture", architecture, SPECIALS))
-    return stage(folder, lambda partial: pretrain(partial, architecture))
+    "The pre-trained micro model: the one in the package, else made on first use (three minutes on two free cores)"
+    make = lambda partial: pretrain(partial, architecture)
+    return shipped(architecture) or stage(cache_dir()/micro_id(architecture), make)
 
 # %% ../nbs/21_micro.ipynb #a1ac5503
 def tiny_world(

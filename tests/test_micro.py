@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lottery_nb import language, micro
-from lottery_nb.files import BadInput, seal
+from lottery_nb.files import BadInput, read_json, seal
 from lottery_nb.spec import RunSpec
 
 SEEDS = st.integers(0, 10**6)
@@ -324,3 +325,32 @@ def test_hidden_words_follow_the_shares(sample):
     assert abs(hidden[salient].mean() - .6) < .03 and abs(hidden[words_ & ~salient].mean() - .15) < .01 and not hidden[~words_].any()
     shown = batch["input_ids"].numpy()[hidden]
     assert abs((shown == 4).mean() - .8) < .02 and abs((shown == batch["words"].numpy()).mean() - .1) < .02
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_the_shipped_model_is_of_this_recipe_and_whole(architecture, tmp_path, monkeypatch):
+    "It is taken from the package, as it was sealed, and read by the auto classes; nothing is trained"
+    monkeypatch.setenv("LOTTERY_NB_CACHE", str(tmp_path))
+    folder = micro.pretrained(architecture)
+    assert folder.name == micro.micro_id(architecture) and folder.parent.name == "data" and not list(tmp_path.iterdir())
+    story = read_json(folder/"pretraining.json")
+    assert story["recipe"] == micro.RECIPE and len(story["losses"]) == micro.RECIPE["steps"]
+    assert np.mean(story["losses"][-200:]) < 2 < np.mean(story["losses"][:200])
+
+
+def test_a_damaged_shipped_model_is_one_sentence(tmp_path, monkeypatch):
+    shutil.copytree(micro.shipped(), tmp_path/"data"/micro.micro_id())
+    monkeypatch.setattr(micro, "files", lambda package: tmp_path)
+    assert micro.shipped().parent == tmp_path/"data" and micro.shipped("roberta") is None
+    (tmp_path/"data"/micro.micro_id()/"model.safetensors").write_bytes(b"torn")
+    with pytest.raises(BadInput, match="model.safetensors"): micro.shipped()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_the_recipe_makes_the_shipped_model_again_from_its_first_steps(architecture, tmp_path):
+    "Shortened: the losses of the first steps are those on record, to what other processors round"
+    story = read_json(micro.shipped(architecture)/"pretraining.json")
+    packed = micro.pack(micro.lessons(micro.RECIPE), architecture)
+    trainee, steps = micro.Trainee(architecture, micro.RECIPE), micro.batches(packed, micro.RECIPE)
+    losses = [trainee.step(i, micro.masked_batch(packed, steps[i], i, micro.RECIPE, architecture)) for i in range(8)]
+    assert losses == pytest.approx(story["losses"][:8], abs=2e-3)
