@@ -42,7 +42,7 @@ def same_spec(
     spec: RunSpec,   # a spec
 ) -> bool:           # whether they ask for the same, wherever their files lie
     "Compare a written spec with one; an older version had fewer fields, or left one open"
-    usual = {field.name: field.default for field in fields(spec)}
+    usual = {"template": None} | {field.name: field.default for field in fields(spec)}
     new = {"template": spec.template} | asdict(spec)
     one, other = usual | old, new | {k: v for k, v in old.items() if k not in new or v is None}
     return all(one[name] == other[name] or (name in PATHS and is_path(one[name]) and is_path(other[name])) for name in other)

@@ -82,3 +82,13 @@ def test_the_root_comes_from_the_argument_then_the_environment(tmp_path, monkeyp
     monkeypatch.setenv("LOTTERY_NB_RUNS", str(tmp_path/"env"))
     assert runs_root() == tmp_path/"env" and runs_root(tmp_path) == tmp_path
     assert stage_folder("x", {"a": 1}).parent == tmp_path/"env"/"stages"
+
+
+@pytest.mark.parametrize("lost", ["template", "task", "model", "sparsity"])
+def test_a_spec_that_lost_a_field_is_another_or_the_usual_one_never_a_traceback(lost, tmp_path):
+    spec = TicketSpec(task="sst2", method="omp", sparsity=.7)
+    path = open_run(spec, tmp_path)/"spec.json"
+    write_json(path, {name: value for name, value in read_json(path).items() if name != lost})
+    if lost != "template": assert open_run(spec, tmp_path) == path.parent   # their defaults are these
+    else:
+        with pytest.raises(BadInput, match="belongs to another spec of the same id"): open_run(spec, tmp_path)
