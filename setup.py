@@ -5,7 +5,7 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 meta = config["DEFAULT"]
-extras = {extra: meta[f"{extra}_requirements"].split() for extra in ("dev", "english", "ray")}
+extras = {name.removesuffix("_requirements"): words.split() for name, words in meta.items() if name.endswith("_requirements")}
 
 setup(
     name=meta["lib_name"], version=meta["version"], description=meta["description"],

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from .files import BadInput, runs_root
-from .store import finished_runs
-from .patterns import CLASSES
-from .heads import published_shares
-from .tables import worlds
 from .figures import pattern_bars
-from .report import Section, no_runs, page_places
+from .files import BadInput, runs_root
+from .heads import published_shares
+from .patterns import CLASSES
 from .prasanna import published_file
+from .report import Section, no_runs, page_places
+from .store import finished_runs
+from .tables import worlds
 
 # %% ../nbs/58_attention_page.ipynb #dd40fc0f
 def page_attention(

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from .compare import winning
+from .figures import overlap_sides, task_curves, transfer_heatmap
+from .report import Section, beside, finding, gap_lines, no_runs
 from .tables import (CONTROLS, both_metrics, by_task, chen_table, chosen, learns, paper_table, plus_minus, rewinding, source_table,
                                ticket_masks, transfer_matrix, transfer_runs)
-from .figures import overlap_sides, score_curves, transfer_heatmap
-from .report import Section, beside, finding, gap_lines, no_runs
 
 # %% ../nbs/55_chen.ipynb #a57bf919
 def chen_overview(
@@ -259,12 +259,5 @@ def all_sparsities(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
 ) -> Section:                        # models of which there are figures
     "Score against sparsity, all methods (Chen et al. 2020, Figure 11)"
-    drawn = [model for model, rows in ours.items() if _curves(chosen(rows), model)]
+    drawn = [model for model, rows in ours.items() if task_curves(chosen(rows), model)]
     return Section({"Score against sparsity": ", ".join(drawn) or "no tickets"})
-
-
-def _curves(rows, model):
-    "Curves of the tasks that have tickets; whether there are any"
-    tasks = rows[rows.method != "dense"].task.unique()
-    if len(tasks): score_curves(rows[rows.task.isin(tasks)])[0].figure.suptitle(model)
-    return len(tasks) > 0

@@ -14,8 +14,7 @@ import pandas as pd
 
 from .figures import score_curves
 from .methods import METHODS, mask_spec
-from .report import no_runs, page_places
-from .report import Section
+from .report import Section, no_runs, page_places
 from .spec import EVERY, READS, RunSpec, TicketSpec
 from .tables import chosen, ticket_runs
 

@@ -39,11 +39,11 @@ def explored(
     "The tickets of a folder; `BadInput` where there is none, with the reason"
     root = runs_root(folder)
     if not root.is_dir(): raise BadInput(f"there is no folder {root}")
-    complaints: list[str] = []
-    results(root, complaints.append)
     runs = ticket_runs(root)
     here = [method != "dense" and (Path(at)/"ticket").is_dir() for method, at in zip(runs.method, runs.folder)]
     if not any(here):
+        complaints: list[str] = []
+        results(root, complaints.append)
         why = f": {complaints[0]}" if complaints else "; `lottery-nb sweep GRID.yaml` makes some"
         raise BadInput(f"{root} has no tickets to explore{why}")
     return runs[here].reset_index(drop=True)

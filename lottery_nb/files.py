@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HOST', 'BadInput', 'shown', 'bare', 'one_of', 'temporary', 'left_over', 'sweep_up', 'tidy', 'DiskFull', 'disk_full',
            'atomic', 'not_finite', 'write_json', 'read_json', 'short_hash', 'file_digest', 'seal', 'first_damage',
-           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'discard', 'remove', 'runs_root', 'cache_dir']
+           'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'stage', 'discard', 'remove', 'runs_root', 'cache_dir',
+           'package_file']
 
 # %% ../nbs/00_files.ipynb #36a3da62
 import errno
@@ -21,6 +22,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from glob import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -328,3 +330,10 @@ def runs_root(
 def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb
     "Folder of stages that all runs share"
     return Path(os.environ.get("LOTTERY_NB_CACHE") or Path.home()/".cache"/"lottery_nb")
+
+# %% ../nbs/00_files.ipynb #33cafdb2
+def package_file(
+    name: str,   # of a file or folder in the package's data
+) -> Path:       # where it is, or would be
+    "What comes with the package"
+    return Path(str(files("lottery_nb")))/"data"/name

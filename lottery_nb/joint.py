@@ -19,7 +19,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .masks import Mask, hold
 from .spec import RunSpec
 from .tasks import Task
-from .training import CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, load_weights, save_weights, settings, train
+from .training import (CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, load_weights, rate_line, save_weights, settings,
+                                 train)
 
 # %% ../nbs/25_joint.ipynb #68a13e78
 class Joint(nn.Module):
@@ -112,7 +113,6 @@ def finetune_jointly(
 ) -> Training:                           # history
     "Train several tasks over one encoder (multi-task pruning, Chen et al. 2020, Appendix C); resumes to the same bytes"
     spec, seed, length = specs[0], specs[0].seed + 1000*order, sum(lengths)
-    total = lr_total or lr_offset + length
     features = [encoded(own, task, splits, tokenizer, "train") for own, task, splits in zip(specs, tasks, data)]
     options = replace(settings(replace(spec, batch_size=1), Path(folder), length, seed), train_sampling_strategy="sequential")
     trainer = JointTrainer(
@@ -120,6 +120,6 @@ def finetune_jointly(
         train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, lengths),
         data_collator=lambda batches: batches[0],
         callbacks=[Keeper(every)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
-        line=dict(offset=lr_offset, total=total, warmup=spec.warmup if rising is None else rising/total))
+        line=rate_line(spec, length, lr_offset, lr_total, rising))
     with hold(nets[0], mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), trainer.state.global_step)

@@ -13,7 +13,6 @@ import base64
 import json
 import os
 import zlib
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -24,7 +23,7 @@ from torch import nn
 
 from .attention import read_texts
 from .datafiles import opened, read_delimited
-from .files import BadInput, atomic, one_of
+from .files import BadInput, atomic, one_of, package_file
 from .patterns import CLASSES, PatternCNN, confusion, f1_table, rule_label
 
 # %% ../nbs/42_labels.ipynb #82c2785e
@@ -261,7 +260,7 @@ def eye_labels(
     part: str = "",       # develop, report, or empty for both
 ) -> list[dict]:          # records with labels and unpacked maps
     "Real maps labelled by eye, as committed with the library"
-    records = read_records(Path(str(package_files("lottery_nb")/"data"/"attention_labels.csv")))
+    records = read_records(package_file("attention_labels.csv"))
     return [record for record in records if not part or record["part"] == one_of("part", part, ("develop", "report"))]
 
 # %% ../nbs/42_labels.ipynb #4be1a004
@@ -321,10 +320,9 @@ def annotation_page(
     "Maps one by one, labelled by button or key: v, d, m (vertical+diagonal), b, h; u takes back, s skips"
     import anywidget
     import traitlets
-    data = package_files("lottery_nb")/"data"
 
     class AnnotationPage(anywidget.AnyWidget):
-        _esm, _css = ((data/f"annotate.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+        _esm, _css = (package_file(f"annotate.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
         words, state = traitlets.Dict().tag(sync=True), traitlets.Dict().tag(sync=True)
 
     page = AnnotationPage(words={"classes": KEYS, "examples": example_card()}, state=page_state(annotator))

@@ -9,10 +9,9 @@ __all__ = ['liu_overview', 'mask_budgets', 'final_averages', 'average_scores', '
 # %% ../nbs/56_liu.ipynb #aa6b2618
 import pandas as pd
 
-from .tables import MASK_METHODS, agnostic, averages, chosen, paper_table, rank_correlation, ticket_masks, walked
-from .figures import average_curve, distance_panels, loss_panels, overlap_matrix, step_curve
+from .figures import average_curve, distance_panels, loss_panels, overlap_matrix, step_curve, task_curves
 from .report import Section, finding, gap_lines, no_runs
-from .chen import _curves
+from .tables import MASK_METHODS, agnostic, averages, chosen, paper_table, rank_correlation, ticket_masks, walked
 
 # %% ../nbs/56_liu.ipynb #56f23ead
 def liu_overview(
@@ -61,8 +60,7 @@ def average_scores(
     "Which masks serve best, over all tasks? (Liu et al. 2022, Figures 1, 3, 4 and 10, section 4.2.1)"
     final, overall = final_averages(ours)
     for model, table in final.items(): average_curve(table).set_title(model)
-    for model, rows in ours.items(): _curves(pd.concat([agnostic(chosen(rows, ("own",))),
-                                                        chosen(rows, method="dense")]), model)
+    for model, rows in ours.items(): task_curves(pd.concat([agnostic(chosen(rows, ("own",))), chosen(rows, method="dense")]), model)
     said = [line for model, table in overall.items() for line in _methods_said(model, table)]
     least = paper_table("liu_2022", "Section 4.2.1").iloc[0]["BERT, 50%"]
     for model, table in overall.items():

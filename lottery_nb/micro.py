@@ -8,7 +8,6 @@ __all__ = ['SIZE', 'RECIPE', 'micro_config', 'random_model', 'mimetic', 'lessons
 
 # %% ../nbs/21_micro.ipynb #7f753bc2
 from functools import lru_cache
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from .files import atomic, cache_dir, one_of, short_hash, stage, verify, write_json
+from .files import atomic, cache_dir, one_of, package_file, short_hash, stage, verify, write_json
 from .language import (LABELLED, SPECIALS, Document, Draw, documents, echo, lexicon, micro_tokenizer,
                                  micro_vocab, reserved)
 from .spec import WORLD
@@ -256,7 +255,7 @@ def shipped(
     architecture: str = "bert",   # bert or roberta
 ) -> Path | None:                 # its folder inside the package; None where the recipe has changed since
     "The pre-trained micro model that comes with the package, its files as they were sealed"
-    folder = Path(str(files("lottery_nb")))/"data"/micro_id(one_of("architecture", architecture, SPECIALS))
+    folder = package_file(micro_id(one_of("architecture", architecture, SPECIALS)))
     return verify(folder) if folder.is_dir() else None
 
 # %% ../nbs/21_micro.ipynb #b170ce3e

@@ -19,7 +19,7 @@ from .models import check_length
 from .select import topk_mask
 from .spec import RunSpec
 from .tasks import Task
-from .training import CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, settings, steps, train
+from .training import CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, rate_line, settings, steps, train
 from .weights import prunable
 
 # %% ../nbs/26_movement.ipynb #4efec9b3
@@ -111,7 +111,7 @@ def train_scores(
     check_length(net, spec.max_length)
     trainer = MovementTrainer(
         net, settings(spec, folder, length, spec.seed), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[Keeper(every)], masker=tokenizer if task.kind == "mlm" else None, line=dict(offset=0, total=length, warmup=spec.warmup),
+        callbacks=[Keeper(every)], masker=tokenizer if task.kind == "mlm" else None, line=rate_line(spec, length),
         pool=pool, sparsity=sparsity, scope=scope, kind=kind)
     train(trainer)
     scores = {name: score.detach().cpu() for name, score in trainer.scores.items()}

@@ -125,9 +125,9 @@ def run_stage(
     mlps: float,                                 # MLPs closed per step; of a fraction, as many as are due
 ) -> Search:                                     # where this stage ended
     "Take steps of one kind until one fails or nothing is left to close"
-    gates, steps, best, number = found.kept, list(found.steps), found.score, 0
+    gates, steps, best = found.kept, list(found.steps), found.score
     while (heads and gates.heads.any()) or (mlps and gates.mlps.any()):
-        number += 1
+        number = len(steps) - len(found.steps) + 1
         tried = close_least(gates, normalised(importance(gates)), heads, due(mlps, number, alone=not gates.heads.any()))
         value = score(tried)
         steps.append(Step(stage, tried, value, value >= found.bar))

@@ -12,7 +12,6 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH',
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from .compare import transfer, transfer_to_full, winning, winning_sparsity
-from .files import BadInput, one_of, runs_root
+from .files import BadInput, one_of, package_file, runs_root
 from .masks import Mask
 from .names import task_name
 from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec, plugins
@@ -86,7 +85,7 @@ def paper_numbers(
     paper: str,        # chen_2020, liu_2022 or prasanna_2020
 ) -> pd.DataFrame:     # paper, table (as "Table 4" or "Figure 7b"), row, column, mean, std (both in the table's own unit), note
     "A paper's own numbers, one a row; a cell of words has them in `note`"
-    path = files("lottery_nb")/"data"/f"{one_of('paper', paper, PAPERS)}.csv"
+    path = package_file(f"{one_of('paper', paper, PAPERS)}.csv")
     with path.open(encoding="utf-8") as file: return pd.read_csv(file, dtype={"note": str}, keep_default_na=False,
                                                                  na_values={"mean": [""], "std": [""]})
 

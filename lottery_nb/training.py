@@ -6,7 +6,7 @@
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'REMEDY', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded',
            'head_at', 'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
            'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner', 'history', 'Training',
-           'Diverged', 'finite', 'Keeper', 'train', 'finetune', 'outputs', 'predict', 'evaluate']
+           'Diverged', 'finite', 'Keeper', 'train', 'rate_line', 'finetune', 'outputs', 'predict', 'evaluate']
 
 # %% ../nbs/24_training.ipynb #ccd7c543
 import math
@@ -347,6 +347,18 @@ def train(
                        f"{trainer.args.learning_rate:g}): {REMEDY}")
     for checkpoint in folder.glob("checkpoint-*"): shutil.rmtree(checkpoint)
 
+# %% ../nbs/24_training.ipynb #91746efc
+def rate_line(
+    spec: RunSpec,                  # its warm-up
+    length: int,                    # steps of this piece of training
+    offset: int = 0,                # where on the line it starts
+    total: int | None = None,       # length of the line; None = offset + length
+    rising: float | None = None,    # steps of warm-up on it; None = the spec's share of it
+) -> dict[str, float]:              # offset, total, warmup (share of the total), as `Finetuner` takes them
+    "The learning-rate line that a piece of training lies on"
+    total = total or offset + length
+    return dict(offset=offset, total=total, warmup=spec.warmup if rising is None else rising/total)
+
 # %% ../nbs/24_training.ipynb #3475367f
 def finetune(
     net: PreTrainedModel,                # f(x; θ, γ), trained in place; comes back on the CPU in evaluation mode
@@ -368,11 +380,11 @@ def finetune(
     features = encoded(spec, task, data, tokenizer, "train")
     length = length or steps(spec, len(features))
     check_length(net, spec.max_length)
-    folder, total = Path(folder), lr_total or lr_offset + length
+    folder = Path(folder)
     trainer = Finetuner(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[Keeper(every)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
-        line=dict(offset=lr_offset, total=total, warmup=spec.warmup if rising is None else rising/total))
+        line=rate_line(spec, length, lr_offset, lr_total, rising))
     with hold(net, mask) if mask is not None else nullcontext(): train(trainer)
     return Training(history(trainer), trainer.state.global_step)
 

@@ -340,7 +340,7 @@ def test_the_shipped_model_is_of_this_recipe_and_whole(architecture, tmp_path, m
 
 def test_a_damaged_shipped_model_is_one_sentence(tmp_path, monkeypatch):
     shutil.copytree(micro.shipped(), tmp_path/"data"/micro.micro_id())
-    monkeypatch.setattr(micro, "files", lambda package: tmp_path)
+    monkeypatch.setattr(micro, "package_file", lambda name: tmp_path/"data"/name)
     assert micro.shipped().parent == tmp_path/"data" and micro.shipped("roberta") is None
     (tmp_path/"data"/micro.micro_id()/"model.safetensors").write_bytes(b"torn")
     with pytest.raises(BadInput, match="model.safetensors"): micro.shipped()
