@@ -217,6 +217,7 @@ def first_damage(
     for name, digest in sums.items():
         if name not in present: return f"{folder}/{bare(name)} is missing"
         if file_digest(folder/name) != digest: return f"{folder/name} does not match its checksum (damaged or edited)"
+    return None
 
 # %% ../nbs/00_files.ipynb #4844c59c
 def verify(

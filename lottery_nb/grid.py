@@ -36,7 +36,7 @@ def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written
     "Expand a grid into specs; all that is wrong with it is one `BadInput`"
-    specs, asked, wrong = [], {}, {}
+    specs, asked, wrong = [], dict[str, Any](), dict[str, Any]()
     if (count := sum(map(block_size, grid_blocks(grid)))) > MOST_RUNS: raise BadInput(f"the grid asks for {count:,} "
                                                                                       f"runs, more than {MOST_RUNS:,}")
     for block in grid_blocks(grid):
@@ -94,7 +94,7 @@ def block_errors(
 
 # %% ../nbs/05_grid.ipynb #1147faba
 def unknown_field(
-    kind: type,    # a spec class
+    kind: type[RunSpec],    # a spec class
     name: Any,     # what stands where a field should
 ) -> str:          # such as "template ticket has no field 'sparsty' (did you mean 'sparsity'?)"
     "What to say about a field that does not exist"

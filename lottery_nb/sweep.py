@@ -173,7 +173,7 @@ def import_path() -> list[str]:   # folders, as in `sys.path`
     path = [os.path.abspath(part) for part in first + sys.path[1:] if part]
     other = PathFinder.find_spec("lottery_nb", path)
     if other is None: return [*path, home]
-    return path if Path(other.origin).parent.parent == Path(home) else [home, *path]
+    return path if Path(other.origin or "").parent.parent == Path(home) else [home, *path]
 
 # %% ../nbs/61_sweep.ipynb #d4a273ba
 LONGEST_SOCKET = 100   # bytes of a socket's name
@@ -279,7 +279,7 @@ def sweep(
         raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
     known = known_results(specs, root, force)
     yield from ((spec, known[spec.id]) for spec in specs if spec.id in known)
-    waiting, killed, unborn = [spec for spec in specs if spec.id not in known], Counter(), 0
+    waiting, killed, unborn = [spec for spec in specs if spec.id not in known], Counter[str](), 0
     if any(is_locked(run_folder(spec, root)) for spec in waiting): waiting.reverse()
     while waiting:
         batch = [spec for spec in waiting if killed[spec.id]][:1] or waiting   # a run that lost its process is tried again by itself
@@ -310,7 +310,7 @@ def known_results(
     force: bool,                # none is known: all run again
 ) -> dict[str, dict | BadInput]:   # id → result, or what is wrong with it; runs that have work left are absent
     "What a sweep finds done"
-    found = {}
+    found: dict[str, Any] = {}
     for spec in [] if force else specs:
         try: found[spec.id] = finished(run_folder(spec, root))
         except BadInput as error: found[spec.id] = error
@@ -352,7 +352,7 @@ def in_processes(
     "Execute runs in one pool of processes; whoever stops listening stops them"
     threads, context = max(1, cores() // workers) if workers > 1 else None, get_context("spawn")
     slots, begun, (told, tell), others = context.SimpleQueue(), context.SimpleQueue(), context.Pipe(duplex=False), active_children()
-    for device in (devices or [None] * workers)[:workers]: slots.put(device)
+    for number in range(workers): slots.put(devices[number] if devices else None)
     pool = ProcessPoolExecutor(workers, context, initializer=begin_work, initargs=(root, threads, slots, begun, told))
     jobs, names = {}, set()
     try:
@@ -360,7 +360,7 @@ def in_processes(
             for spec in specs: jobs[pool.submit(work, spec, force)] = spec
         for job in as_completed(jobs):
             while not begun.empty(): names.add(begun.get())
-            error = job.exception()
+            error: Any = job.exception()
             yield jobs[job], Lost(jobs[job].id in names) if isinstance(error, BrokenProcessPool | KeyboardInterrupt) else error or job.result()
         yield from ((spec, Lost(False)) for spec in specs[len(jobs):])
         pool.shutdown()
@@ -387,7 +387,9 @@ def cores() -> int:   # CPU cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/61_sweep.ipynb #581567b0
-_worker, _begun, _ending = None, None, threading.Lock()   # of a sweep's process
+_worker: Any = None   # of a sweep's process, as all three
+_begun: Any = None
+_ending = threading.Lock()
 
 # %% ../nbs/61_sweep.ipynb #8d394b00
 def begin_work(
@@ -488,7 +490,8 @@ def connect(
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address and "//" not in address:
-            socket.create_connection(address.rsplit(":", 1), timeout=10).close()   # Ray itself asks for two minutes
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=10).close()   # Ray itself asks for two minutes
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (OSError, ValueError) as error:
         raise BadInput(f"no Ray cluster answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
@@ -544,7 +547,7 @@ def progress(
     root: str | Path | None = None,   # folder of all runs
 ) -> dict:                            # rows: runs in each state by template, task and method; total; seconds_left: None where no run can tell
     "How far a grid is"
-    rows, times = {}, {}
+    rows, times = dict[tuple, dict](), dict[tuple, list]()
     for spec in specs:
         key = spec.template, spec.task, getattr(spec, "method", "")
         row = rows.setdefault(key, dict(zip(("template", "task", "method"), key)) | dict.fromkeys(STATES, 0))
