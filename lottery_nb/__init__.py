@@ -24,7 +24,7 @@ _FACE = {   # module → names that a user wants at hand
     "store": "results",
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names.split()}
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)   # noqa: PLE0605   (a list)
 
 
 def __getattr__(name: str):

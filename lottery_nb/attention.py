@@ -149,10 +149,10 @@ def read_texts(
     "Stream the maps of many texts"
     batch = tokenize(model, tokenizer, texts)
     order = batch["attention_mask"].sum(1).argsort(descending=True, stable=True)
-    for part in order.split(batch_size):
-        width = batch["attention_mask"][part].any(0)
-        some = {name: value[part][:, width].to(model.device) for name, value in batch.items()}
+    for rows in order.split(batch_size):
+        width = batch["attention_mask"][rows].any(0)
+        some = {name: value[rows][:, width].to(model.device) for name, value in batch.items()}
         cut = crop(attention_maps(model, some, kind, **options), some["attention_mask"])
-        for row, index in enumerate(part.tolist()):
+        for row, index in enumerate(rows.tolist()):
             ids = batch["input_ids"][index][batch["attention_mask"][index] == 1].numpy()
             yield TextMaps(index, tokenizer.convert_ids_to_tokens(ids), *token_roles(ids, tokenizer), cut[row])

@@ -326,7 +326,8 @@ def read_parquet(
     return Table(list(rows[0]) if rows else names, rows, {})
 
 # %% ../nbs/02_datafiles.ipynb #ff1dad08
-READERS: dict[str, Callable[..., Table]] = {".csv": read_delimited, ".tsv": read_delimited, ".jsonl": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
+READERS: dict[str, Callable[..., Table]] = {
+    ".csv": read_delimited, ".tsv": read_delimited, ".jsonl": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
 SAID = {   # what a format can be told
     ".csv": ("delimiter", "encoding"), ".tsv": ("delimiter", "encoding"), ".jsonl": ("encoding",), ".json": ("encoding",), ".parquet": ()}
 

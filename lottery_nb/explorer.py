@@ -237,7 +237,7 @@ class Explorer:
         "Everything about the ticket"
         one = self.chosen()
         self.score.value = f"<b>{escape(ticket_title(one))}</b><br>{escape(score_text(self.runs, one))}"
-        for name, picture in self.pictures.items(): picture.value = b""
+        for picture in self.pictures.values(): picture.value = b""
         for name, png in ticket_pictures(self.runs, one).items(): self.pictures[name].value = png
         self.show_overlap(), self.show_attention()
 

@@ -380,7 +380,7 @@ def map_panels(
 ) -> np.ndarray:                   # array of axes, one per map
     "Attention maps side by side, queries down, keys across, each on its own scale (Prasanna et al. 2020, Figure 4a)"
     side = max(2.3, .17*len(tokens or ()) + .7)
-    figure, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
+    _, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
     for ax, (title, one) in zip(axes[0], maps.items()):
         ax.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest")
         ax.set(xticks=range(len(tokens or ())), yticks=range(len(tokens or ())), xlabel="key", ylabel="query")

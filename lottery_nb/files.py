@@ -134,7 +134,7 @@ def atomic(
         temp.chmod(mode)
         with open(temp, "rb") as file: os.fsync(file.fileno())
         os.replace(temp, path)
-    except Exception as error: raise disk_full(error, path) or error
+    except Exception as error: raise disk_full(error, path) or error   # noqa: B904   (it is the error itself)
     finally: temp.unlink(missing_ok=True)
 
 # %% ../nbs/00_files.ipynb #3a4b2331

@@ -299,7 +299,7 @@ def cut_heads(
     keep_bias: bool,       # keep the output's bias when no head is left (equal to the gated model)
 ):
     "Remove the closed heads of one layer"
-    if open.all(): return
+    if open.all(): return None
     attention, output = layer.get_submodule(row.attention), layer.get_submodule(row.families["attention_output"])
     if not open.any():
         gone = NoHeads(output.bias if keep_bias else None, layer.get_submodule(row.closing) if row.closing else None)

@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator, get_type_hints
 
@@ -119,10 +120,10 @@ def point_errors(
 ) -> list[str]:       # empty for a point that can be run
     "Everything that is wrong with a point of a grid"
     found = []
-    while errors := complaints([lambda: check_point(template, values)]):
+    while errors := complaints([partial(check_point, template, values)]):
         found += errors
         others = [{k: v for k, v in values.items() if k != name} for name in values]
-        values = next((left for left in others if complaints([lambda: check_point(template, left)]) != errors), {})
+        values = next((left for left in others if complaints([partial(check_point, template, left)]) != errors), {})
     return found
 
 # %% ../nbs/05_grid.ipynb #6c7d321e

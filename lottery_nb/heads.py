@@ -187,7 +187,8 @@ def share_table(
     surviving: np.ndarray | None,      # bool, layer × head; None = no comparison
 ) -> pd.DataFrame:                     # heads (all, surviving), model, kind × classes: shares that sum to one
     "Figures 4 and 18 as a table: all and surviving heads, pre-trained and fine-tuned, raw and norm-weighted"
-    groups: dict[str, np.ndarray | None] = {"all": None} | ({"surviving": surviving} if surviving is not None and surviving.any() else {})
+    groups: dict[str, np.ndarray | None] = {"all": None}
+    if surviving is not None and surviving.any(): groups["surviving"] = surviving
     return pd.concat({name: pattern_shares(named, ["model", "kind"], heads) for name, heads in groups.items()},
                      names=["heads"])
 
@@ -202,7 +203,8 @@ def attention_result(
     shares = {" ".join(place): row.to_dict() for place, row in table.iterrows()}
     found: dict[str, dict] = {}
     for kind in ("raw", "norm") if surviving is not None else ():
-        tested = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)], np.asarray(surviving), seed=spec.seed)
+        here = named[(named["model"] == "fine-tuned") & (named["kind"] == kind)]
+        tested = heterogeneous_correlation(here, np.asarray(surviving), seed=spec.seed)
         found[kind] = {name: None if np.isnan(value) else value for name, value in tested.items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"])
             for kind in ("raw", "norm")}

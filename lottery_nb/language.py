@@ -184,7 +184,7 @@ TOP = {kind: top for top, kinds in TOPS.items() for kind in kinds.split()}
 PRONOUN = {name: pronoun for pronoun, names in NAMES.items()
            for name in names.split()} | {w: p for p, groups in ROLE_GROUPS.items() for group in groups for w in group}
 BARE = {name for names in NAMES.values() for name in names.split()} | {"someone"}
-KIND |= {person: "person" for person in PRONOUN}
+KIND |= dict.fromkeys(PRONOUN, "person")
 _SIDES = [side for pair in VERB_PAIRS + ADJECTIVE_PAIRS for side in ((pair.one, pair.two), (pair.two, pair.one))]
 OPPOSITE = {word: two for one, two in _SIDES for word in one}
 SAME = {word: group for group in chain(*NOUN_GROUPS.values(), *ROLE_GROUPS.values(), (one for one, _ in _SIDES))
@@ -737,7 +737,7 @@ def documents(
     while True:
         kind = draw.pick(kinds)
         document = DOCUMENT_KINDS[kind](lex, draw)
-        first, second, label = document
+        first, second, _ = document
         if kind in SWAPPED:
             other, earlier[kind] = earlier.get(kind, second), second
             if draw.chance(.15): document = Document(first, other, 1)

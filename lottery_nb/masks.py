@@ -337,8 +337,8 @@ def runs_sparse(
     kept: Tensor,       # bool, the mask of the weight
 ) -> bool:              # whether torch's semi-structured kernels can take it
     "Whether a matrix is 2:4, of a linear map, in half precision on a GPU, and of a size that the kernels know"
-    able = isinstance(owner, nn.Linear) and owner.weight.is_cuda and owner.weight.dtype in (torch.float16, torch.bfloat16)
-    return able and kept.shape[0] % 32 == kept.shape[1] % 64 == 0 and bool((kept.reshape(-1, 4).sum(1) <= 2).all())
+    if not isinstance(owner, nn.Linear) or not owner.weight.is_cuda or owner.weight.dtype not in (torch.float16, torch.bfloat16): return False
+    return kept.shape[0] % 32 == kept.shape[1] % 64 == 0 and bool((kept.reshape(-1, 4).sum(1) <= 2).all())
 
 # %% ../nbs/11_masks.ipynb #c8e9451f
 @torch.no_grad()

@@ -37,7 +37,7 @@ from .weights import prunable
 # %% ../nbs/38_methods.ipynb #923922cc
 class Method(NamedTuple):
     "A row of `METHODS`"
-    find: Callable[..., Ticket]                                               # spec at sparsity > 0 and folder of runs → its ticket
+    find: Callable[..., Ticket]                           # spec at sparsity > 0 and folder of runs → its ticket
     reads: tuple[str, ...] = SHARE                                             # fields beyond `EVERY` that mean something to it
     pieces: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that finding its mask takes
     begin: Callable[..., dict] = lambda spec, model, root: {}                 # puts the weights to retrain into a model at θ0; settings of `finetune`

@@ -249,7 +249,8 @@ def named_models() -> list[dict]:   # a name each: model, installed, what `names
     "The models that need neither a hub nor a folder"
     own = Packaged("lottery-nb", "", "Apache-2.0", "the micro world's corpus, an invented language", "minutes of work; says nothing about English")
     micro = [dict[str, Any](model=name, installed=True) | own._asdict() for name in ("micro", "micro-roberta")]
-    rows = [dict[str, Any](model=name, installed=bool(package_folder(row))) | row._asdict() for name, row in PACKAGED.items()]
+    rows: list[dict[str, Any]] = [{"model": name, "installed": bool(package_folder(row))} | row._asdict()
+                                  for name, row in PACKAGED.items()]
     return [row | (described(row["model"]) if row["installed"] else {}) for row in micro + rows]
 
 # %% ../nbs/23_models.ipynb #0259845c

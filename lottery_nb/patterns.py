@@ -206,7 +206,7 @@ class PatternCNN(nn.Module):
         source = torch.Generator().manual_seed(seed)
         for weight in self.parameters():
             nn.init.xavier_normal_(weight, generator=source) if weight.ndim > 1 else nn.init.zeros_(weight)
-        self.to(memory_format=torch.channels_last)   # type: ignore[call-overload]   # torch's stubs do not know it alone
+        self.to(memory_format=torch.channels_last)   # type: ignore[call-overload]   # missing in torch's stubs
 
     def forward(
         self,
@@ -388,8 +388,8 @@ def study(
     for fold, (train, valid) in enumerate(StratifiedKFold(folds, shuffle=True,
                                                           random_state=seed).split(rest, pick(rest)[1])):
         seen, right = pick(rest[valid])
-        def note(epoch, cnn): curves[fold, epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0],
-                                                                         average="weighted")
+        def note(epoch, cnn, row=curves[fold], seen=seen, right=right):
+            row[epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0], average="weighted")
         train_cnn(*pick(rest[train]), epochs=epochs, seed=seed, after=note, progress=progress)
     chosen = int(curves.mean(0).argmax()) + 1
     cnn = train_cnn(*pick(rest), epochs=chosen, seed=seed, progress=progress)

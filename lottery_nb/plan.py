@@ -27,7 +27,9 @@ from .tasks import load_data, task_of
 from .training import finetune
 
 # %% ../nbs/60_plan.ipynb #edde18db
-PIECES: dict[str, Callable[..., Iterator[Piece]]] = {"ticket": ticket_pieces, "structured": gates_pieces, "magnitude": weights_pieces, "attention": lambda spec: iter([dense_piece(spec)])}
+PIECES: dict[str, Callable[..., Iterator[Piece]]] = {
+    "ticket": ticket_pieces, "structured": gates_pieces, "magnitude": weights_pieces,
+    "attention": lambda spec: iter([dense_piece(spec)])}
 
 # %% ../nbs/60_plan.ipynb #1a093698
 def pieces(

@@ -63,7 +63,8 @@ def heads_values(
     return attention_result(spec, named, surviving_heads(spec, named))
 
 # %% ../nbs/44_running.ipynb #dfe40764
-RUNS: dict[str, Callable[..., dict]] = {"ticket": ticket_values, "structured": gates_values, "magnitude": weights_values, "attention": heads_values}
+RUNS: dict[str, Callable[..., dict]] = {
+    "ticket": ticket_values, "structured": gates_values, "magnitude": weights_values, "attention": heads_values}
 
 # %% ../nbs/44_running.ipynb #34ffb5b9
 def run(

@@ -110,7 +110,9 @@ def wanda(
     return scores
 
 # %% ../nbs/12_scores.ipynb #f35fd17f
-SCORES: dict[str, Callable[..., Mapping[str, Tensor]]] = {"magnitude": magnitude, "random": random, "first-order": first_order, "fisher": fisher, "snip": snip, "wanda": wanda}
+SCORES: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "magnitude": magnitude, "random": random, "first-order": first_order,
+    "fisher": fisher, "snip": snip, "wanda": wanda}
 
 # %% ../nbs/12_scores.ipynb #fd783e62
 def needs(

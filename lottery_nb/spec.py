@@ -536,7 +536,9 @@ def injected(
 ) -> list[str]:         # names of parameters
     "The parameters that papermill put in: it writes a cell of its own"
     last = [cell for cell in cells if cell.startswith("# Parameters\n")][-1:]
-    return [target.id for cell in last for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)]
+    nodes = [node for cell in last for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    targets = [target for node in nodes for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 # %% ../nbs/04_spec.ipynb #51fd5af4
 def spec_from(

@@ -113,8 +113,9 @@ def search(
 
     def make(partial: Path):
         model = fine_tuned(spec, root)
-        measured = [remember(function, partial/name) for function, name in zip(search_measures(spec, model), ("importance.json", "score.json"))]
-        found = prune_gates(open_gates(model), measured[0], measured[1], spec.threshold, spec.prune, spec.step, spec.heads_step)
+        ranked, scored = search_measures(spec, model)
+        known = remember(ranked, partial/"importance.json"), remember(scored, partial/"score.json")
+        found = prune_gates(open_gates(model), known[0], known[1], spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
     depends = target.identity() | {n: getattr(spec, n) for n in names} | {"mlps": "a share per step"}

@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .files import BadInput, one_of, read_json, write_json
 from .gates import Gates, Importance, normalised

@@ -257,7 +257,7 @@ def run_notebook(
                                         km=kernel, stdout_file=log, stderr_file=log)
     except RuntimeError as error:
         raise RunFailed(f"the kernel died or did not answer: {error}{last_words(kernel)} {seen}") from None
-    except OSError as error: raise disk_full(error, folder/NOTEBOOK) or error
+    except OSError as error: raise disk_full(error, folder/NOTEBOOK) or error   # noqa: B904   (it is the error itself)
     except PapermillExecutionError as error:
         if full := disk_full(error.evalue, folder):
             raise RunFailed(str(full) if error.ename != "DiskFull" else error.evalue) from None
@@ -507,7 +507,7 @@ def work_on_node(
     settings: dict,   # its LOTTERY_NB_ variables
 ) -> dict:            # the run's result
     "Execute one run in a process of Ray, which keeps its kernel warm for the next"
-    global _worker
+    global _worker   # noqa: PLW0603   (one for each process of Ray)
     os.environ.update(settings)
     os.chdir(folder)
     if _worker and _worker.device != os.environ.get("CUDA_VISIBLE_DEVICES"): _worker = _worker.close()   # Ray gave this process another GPU

@@ -131,7 +131,7 @@ class Scores:
         self.pattern = (group_count(pattern, sparsity), pattern[1]) if (pattern := pattern_of(scope)) else None
         self.shares = [] if self.pattern else shares(shapes, sparsity, scope)
         self.absolute = one_of("rank", rank, ("signed", "absolute")) == "absolute"
-        self.cuts: dict[str, Any] = dict.fromkeys(values, Cut(phi, absolute=self.absolute))   # Cut, or GroupCut under a pattern
+        self.cuts: dict[str, Any] = dict.fromkeys(values, Cut(phi, absolute=self.absolute))   # or GroupCut
         self.total = sum(value.numel() for value in values.values())
         if self.pattern: self.refresh()
 
@@ -285,7 +285,7 @@ def _masked_call(module: Any, scores: Scores, names: dict, plain: bool, x: Tenso
 
 # %% ../nbs/33_tamt.ipynb #16a0873c
 def block_ids(
-    blocks: Any,  # a dataset with `input_ids` (and `labels` where some are masked), or an int array or tensor [n, length]
+    blocks: Any,  # a dataset with `input_ids` (and `labels` where some are masked), or integers [n, length]
 ) -> Tensor:      # int64 [n, length], unmasked
     "Token ids of blocks of text"
     names = [name for name in ("input_ids", "labels") if name in getattr(blocks, "column_names", ())]
@@ -712,7 +712,8 @@ def text_spec(
     "The text that masks are trained and judged on"
     length = spec.mask_max_length or min(training_defaults("mlm", spec.model)["max_length"], _positions(spec.model))
     folder = "" if spec.text else spec.data_dir
-    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=OPEN if blocks is None else blocks,
+    most = OPEN if blocks is None else blocks
+    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=most,
                    max_eval=max(16, EVALUATION_TOKENS // length))
 
 # %% ../nbs/33_tamt.ipynb #0580461d

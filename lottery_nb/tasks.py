@@ -225,7 +225,7 @@ BASELINES: dict[str, Callable] = {
 # %% ../nbs/22_tasks.ipynb #114090a7
 def read_table(
     path: Path,                            # a .tsv file, plain or compressed
-    columns: tuple[str | int, ...] = (),   # header names, or positions in a file without header; empty = all
+    columns: tuple[Any, ...] = (),         # header names, or positions in a file without header; empty = all
     drop_short: bool = False,              # leave rows that are too short out, with a warning
 ) -> list[dict]:                           # one dict of texts per row
     "Read the named columns of a table"
@@ -233,7 +233,7 @@ def read_table(
         lines, header = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), list[str]()
         positions = bool(columns) and isinstance(columns[0], int)
         if not positions: header = [name.strip() for name in next(lines, [])]
-        places: dict[Any, int] = {column: int(column) for column in columns} if positions else header_places(path, header, tuple(map(str, columns)))
+        places: dict[Any, Any] = {column: column for column in columns} if positions else header_places(path, header, columns)
         rows = [row for row in lines if row]
     needed = max(places.values(), default=-1) + 1
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]

@@ -322,7 +322,8 @@ class Keeper(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_):
         "Stop a training whose loss is no number"
-        finite((logs or {}).get("loss", 0.0), f"the loss of step {state.global_step} of {state.max_steps}", args.learning_rate)
+        finite((logs or {}).get("loss", 0.0), f"the loss of step {state.global_step} of {state.max_steps}",
+               args.learning_rate)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
         "Start counting again"
@@ -419,7 +420,8 @@ def predict(
     "Run a model over features, longest first"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device).eval()
-    order, collate, made = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable"), DataCollatorWithPadding(tokenizer), np.empty(0)
+    order, collate = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable"), DataCollatorWithPadding(tokenizer)
+    made = np.empty(0)
     for start in tqdm(range(0, len(order), EVALUATION_BATCH), desc="predicting", unit="batch", disable=None, leave=False):
         rows = order[start:start + EVALUATION_BATCH]
         part = outputs(net, task, collate(features[rows]).to(device)).float().cpu().numpy()

@@ -125,7 +125,8 @@ def mlm_head(
     "The head that predicts words; a model without one is `BadInput`"
     names = architecture(model).mlm
     modules = [(name, found) for name in names if (found := part(unwrapped(model), name)) is not None]
-    if not names or len(modules) < len(names): raise BadInput(f"MLM needs a head that predicts words, {type(model).__name__} has none")
+    if not names or len(modules) < len(names):
+        raise BadInput(f"MLM needs a head that predicts words, {type(model).__name__} has none")
     return modules[0][1] if len(modules) == 1 else nn.Sequential(OrderedDict(modules))
 
 # %% ../nbs/10_weights.ipynb #6b5da3b0
