@@ -488,7 +488,7 @@ def connect(
 ) -> Any:                  # the module ray, connected
     "Connect to a Ray cluster; `BadInput` where Ray is not installed or nobody answers"
     try: import ray
-    except ImportError as error: raise absent("ray") or error   # noqa: B904   (whatever is missing is said)
+    except ImportError as error: raise (absent("ray") or error) from None
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address and "//" not in address:
