@@ -177,12 +177,12 @@ def members(
     "Every name that a pool asks for"
     extras = one_of("pool", pool, POOLS).split("+")
     names = [EMBEDDINGS] if "embeddings" in extras else []
-    row = architecture(model)
-    for layer in range(unwrapped(model).config.num_hidden_layers):
+    row, inside = architecture(model), unwrapped(model)
+    for layer in range(inside.config.num_hidden_layers):
         for family, path in row.families.items():
             stem = f"{row.layers}.{layer}.{path}"
             names += [f"{stem}.weight"] + ([f"{stem}.bias"] if "biases" in extras and family != "output" else [])
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    prefix = f"{inside.base_model_prefix}." if inside.base_model is not inside else ""
     return [prefix + name for name in names + ([POOLER] if "pooler" in extras and "pooler" in row.body.values() else [])]
 
 # %% ../nbs/10_weights.ipynb #0e96a8cc
