@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
            'NULLABLE', 'OPEN', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
-           'training_defaults', 'check_table', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
+           'training_defaults', 'check_table', 'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
            'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec',
            'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value',
            'read_bool']
@@ -102,19 +102,6 @@ class RunSpec:
     delimiter: str = ""           # for a CSV or TSV file: what stands between columns (or tab, semicolon, comma, pipe); empty: found in the header
     encoding: str = ""            # for a CSV, TSV or JSON file: utf-8, cp1252, ...; empty: by its byte-order mark, else utf-8
     split: str = ""               # for a data file without dev: stratified, random, or a column whose values stay on one side; empty: stratified
-<<<<<<< /tmp/tmpiold37sv/o
-    learning_rate: float = None   # peak of AdamW; None: the task's default
-    batch_size: int = None        # examples per step; None: the task's default
-    epochs: float = None          # passes over the training set; None: the task's default
-    max_length: int = None        # tokens per example; None: the task's default
-    warmup: float = None          # share of steps with rising learning rate; None: the task's default
-    dropout: float = None         # of the model while it trains; None: the task's default
-    max_train: int = None         # use only the first so many training examples (after a seeded shuffle); None: all
-    max_eval: int = None          # use only the first so many evaluation examples; None: all
-    max_steps: int = None         # optimizer steps instead of epochs; None: by epochs
-    head_steps: int = 0           # for a model that predicts no words: optimizer steps of training an MLM head on `text` first; 0: none
-    head_trunk: bool = False      # train the trunk with that head (every run then starts from the trunk so adapted)
-=======
     learning_rate: float = OPEN   # peak of AdamW; None: the task's default
     batch_size: int = OPEN        # examples per step; None: the task's default
     epochs: float = OPEN          # passes over the training set; None: the task's default
@@ -124,7 +111,8 @@ class RunSpec:
     max_train: int = OPEN         # use only the first so many training examples (after a seeded shuffle); None: all
     max_eval: int = OPEN          # use only the first so many evaluation examples; None: all
     max_steps: int = OPEN         # optimizer steps instead of epochs; None: by epochs
->>>>>>> /tmp/tmpiold37sv/t
+    head_steps: int = 0           # for a model that predicts no words: optimizer steps of training an MLM head on `text` first; 0: none
+    head_trunk: bool = False      # train the trunk with that head (every run then starts from the trunk so adapted)
 
     template = "run"              # class attribute: name of the notebook template
 
