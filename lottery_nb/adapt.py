@@ -7,7 +7,6 @@ __all__ = ['HEAD_RATES', 'HEAD_TOKENS', 'head_spec', 'start_of', 'with_head', 't
 
 # %% ../nbs/29_adapt.ipynb #7ecc12ca
 import math
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,10 +27,9 @@ def head_spec(
 ) -> RunSpec:        # a training on MLM, the same for every task and seed
     "The training of a model's MLM head"
     length = min(HEAD_TOKENS, longest_input(load_config(spec.model, get_task("mlm"))))
-    where = dict(data_dir="" if spec.text else spec.data_dir, text=spec.text)
-    return RunSpec(task="mlm", model=spec.model, max_length=length, max_steps=spec.head_steps, warmup=.1, batch_size=32,
-                   learning_rate=HEAD_RATES[spec.head_trunk], max_eval=256, head_steps=spec.head_steps,
-                   head_trunk=spec.head_trunk, **where)
+    return RunSpec(task="mlm", model=spec.model, data_dir="" if spec.text else spec.data_dir, text=spec.text, warmup=.1,
+                   max_length=length, max_steps=spec.head_steps, batch_size=32, learning_rate=HEAD_RATES[spec.head_trunk],
+                   max_eval=256, head_steps=spec.head_steps, head_trunk=spec.head_trunk)
 
 # %% ../nbs/29_adapt.ipynb #2d260834
 def start_of(
