@@ -6,8 +6,8 @@
 __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score_curves', 'task_curves', 'average_curve',
            'loss_scatter', 'loss_panels', 'step_curve', 'distance_panels', 'density_table', 'density_heatmap',
            'history_curve', 'overlap_matrix', 'overlap_sides', 'survival_heatmap', 'survival_panels', 'outcome_bars',
-           'outcome_panels', 'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'transfer_heatmap',
-           'save_figure']
+           'outcome_panels', 'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'grouped_bars',
+           'transfer_heatmap', 'save_figure']
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
 import zlib
@@ -73,11 +73,13 @@ def score_curves(
 def task_curves(
     results: pd.DataFrame,   # the results table
     title: str,              # of the figure, such as the model's name
-) -> bool:                   # whether there are any
+) -> Figure | None:          # None: no task has tickets
     "Score against sparsity of the tasks that have tickets"
     tasks = results[results.method != "dense"].task.unique()
-    if len(tasks): score_curves(results[results.task.isin(tasks)])[0].figure.suptitle(title)
-    return len(tasks) > 0
+    if not len(tasks): return None
+    figure = score_curves(results[results.task.isin(tasks)])[0].figure
+    figure.suptitle(title)
+    return figure
 
 # %% ../nbs/52_figures.ipynb #20ea0dd4
 def average_curve(
@@ -385,20 +387,36 @@ def map_panels(
         ax.set_title(title.replace(", ", "\n"), fontsize=8)
     return axes[0]
 
+# %% ../nbs/52_figures.ipynb #0f8e3578
+def grouped_bars(
+    table: pd.DataFrame,      # groups × series: numbers; missing ones leave a gap
+    unit: str,                # what they are
+    ax: Axes | None = None,   # where to draw; None = a new figure
+) -> Axes:                    # groups across, a bar a series
+    "Numbers side by side, such as scores by task (Chen et al. 2020, Figures 7 to 9)"
+    ax = ax or plt.subplots(figsize=(1.6 + .24*table.size, 3))[1]
+    colours = sns.color_palette("colorblind", max(table.shape[1], 1))
+    table.plot.bar(ax=ax, color=colours, width=.8, rot=0)
+    ax.axhline(0, color="black", linewidth=.6)
+    ax.set(xlabel="", ylabel=unit)
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
 # %% ../nbs/52_figures.ipynb #7b646b1a
 def transfer_heatmap(
     points: pd.DataFrame,        # from `transfer_matrix`
-    as_good: pd.DataFrame,       # from `transfer_matrix`: dark cells
+    dark: pd.DataFrame,          # from `transfer_matrix`
     count: pd.Series,            # from `transfer_matrix`: the numbers on the right
+    rule: str = "at least its own ticket",   # when a cell is dark
     ax: Axes | None = None,      # where to draw; None = a new figure
 ) -> Axes:                       # sources down, targets across; points against the full model
-    "A transfer matrix (Chen et al. 2020, Figures 2 and 5)"
+    "A transfer matrix (Chen et al. 2020, Figures 2, 5 and 6)"
     ax = ax or plt.subplots(figsize=(1.8 + .62*len(points.columns), 1 + .36*len(points)))[1]
-    sns.heatmap(as_good.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
+    sns.heatmap(dark.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
                 mask=points.isna(), linewidths=.5, annot_kws={"size": 8}, ax=ax)
     for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, int(count[source]),
                                                         va="center", weight="bold")
-    ax.set(xlabel="trained on (points against the full model; dark: at least its own ticket)", ylabel="mask found on")
+    ax.set(xlabel=f"trained on (points against the full model; dark: {rule})", ylabel="mask found on")
     return ax
 
 # %% ../nbs/52_figures.ipynb #f5782b37

@@ -6,9 +6,9 @@
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS', 'SURVIVAL_FIGURES',
            'full_scores', 'learns', 'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
            'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
-           'with_metric', 'both_metrics', 'transfer_runs', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic',
-           'averages', 'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus',
-           'place_name', 'ticket_masks', 'walked']
+           'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own', 'transfer_matrix', 'rewinding',
+           'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
+           'our_survival', 'plus_minus', 'place_name', 'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from .compare import transfer, transfer_to_full, winning, winning_sparsity
+from .compare import others_dark, transfer, transfer_to_full, winning, winning_sparsity
 from .files import BadInput, one_of, package_file, runs_root
 from .masks import Mask
 from .names import task_name
@@ -285,22 +285,30 @@ def transfer_runs(
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
 
+# %% ../nbs/51_tables.ipynb #c37c34c1
+def at_least_own(
+    points: pd.DataFrame,   # sources × targets, as `compare.transfer` gives them
+) -> pd.DataFrame:          # the same, true or false
+    "Cells of a transfer matrix that reach the target's own ticket; none of a target without one"
+    own = {task: points.at[task, task] if task in points.index else np.nan for task in points}
+    return points >= pd.Series(own, dtype=float) - 1e-9
+
 # %% ../nbs/51_tables.ipynb #d33c3e41
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
     sparsity: float | None = 0.7,    # as in `transfer_runs`
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model; whether at least the target's own ticket; count of the latter
-    "Figures 2 and 5 of Chen et al. 2020; their count leaves the source itself out"
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model; dark cells; other targets on which a source is dark
+    """Figures 2 and 5 of Chen et al. 2020: dark is at least the target's own ticket
+
+    With `None`, Figure 6, whose rule is its own: dark is at least the full model's mean less its standard deviation."""
     tickets = transfer_runs(runs, sparsity)
-    if not len(tickets): return pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=int)
-    matrix = transfer(tickets)
+    if not len(tickets): return pd.DataFrame(), pd.DataFrame(dtype=bool), pd.Series(dtype=int)
     dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)})
                        for task, rows in tickets.groupby("task")])
-    own = pd.Series({task: matrix.at[task, task] if task in matrix.index else np.nan for task in matrix})
-    as_good = matrix >= own[matrix.columns] - 1e-9
-    count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source])
-                                             for source in as_good.index})
-    return 100 * transfer_to_full(tickets, dense)[0], as_good, count
+    tickets = tickets[tickets.task.isin(dense.task)]
+    points, near_full = transfer_to_full(tickets, dense, "std_full")
+    dark = near_full if sparsity is None else at_least_own(100 * transfer(tickets))
+    return 100 * points, dark, others_dark(dark)
 
 # %% ../nbs/51_tables.ipynb #a1cd8541
 def rewinding(

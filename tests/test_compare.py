@@ -209,5 +209,5 @@ def test_transfer_tables():
     assert wins.to_numpy().tolist() == [[True, False], [True, False], [False, False]]
     assert not transfer_to_full(tickets, dense, "strict")[1].loc["a", "a"]
     own, margin = transfer_to_own(tickets)
-    assert own.loc["a", "a"] == 0 and margin.to_dict() == {"a": 1, "b": 2, "m": 0}
+    assert own.loc["a", "a"] == 0 and margin.to_dict() == {"a": 0, "b": 1, "m": 0}   # the source itself left out
     assert transfer(tickets).loc["m", "a"] == pytest.approx(.7)
