@@ -226,7 +226,7 @@ def run_masks(
     kind: str,       # what was pruned: heads_mlps, heads or mlps
 ) -> dict[str, dict[str, Gates]]:   # task → seed → good gates
     "The good gates of finished structured runs"
-    masks = {}
+    masks: dict = {}
     for result in finished_runs(folder):
         if result["template"] != "structured" or result["spec"].get("super_seeds"): continue
         if result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue

@@ -11,6 +11,8 @@ __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
 import zlib
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,7 +65,8 @@ def score_curves(
     tasks = sorted(results.task.unique())
     rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
     figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.8*columns, 3.3*rows), squeeze=False, layout="constrained")
-    for task, ax in zip(tasks, axes.flat): score_curve(results, task, ax).get_legend().remove()
+    for task, ax in zip(tasks, axes.flat):
+        if legend := score_curve(results, task, ax).get_legend(): legend.remove()
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
     labels = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(labels.values(), labels, loc="outside right center", frameon=False)
@@ -330,7 +333,7 @@ def importance_histogram(
 ) -> Axes:                    # importance against number of heads and MLPs
     "How importance is distributed: most members could go (Prasanna et al. 2020, Figure 3)"
     ax = ax or plt.subplots(figsize=(4.2, 2.8))[1]
-    ax.hist([heads.ravel(), mlps.ravel()], bins=np.linspace(0, 1, 11), stacked=True, color=_palette[:2],
+    ax.hist([heads.ravel(), mlps.ravel()], bins=[edge / 10 for edge in range(11)], stacked=True, color=_palette[:2],
             label=["heads", "MLPs"])
     ax.set(xlabel="importance (normalised)", ylabel="heads, MLPs")
     ax.legend(frameon=False)
@@ -379,7 +382,7 @@ def map_panels(
 ) -> np.ndarray:                   # array of axes, one per map
     "Attention maps side by side, queries down, keys across, each on its own scale (Prasanna et al. 2020, Figure 4a)"
     side = max(2.3, .17*len(tokens or ()) + .7)
-    figure, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
+    _, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
     for ax, (title, one) in zip(axes[0], maps.items()):
         ax.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest")
         ax.set(xticks=range(len(tokens or ())), yticks=range(len(tokens or ())), xlabel="key", ylabel="query")
@@ -414,7 +417,7 @@ def transfer_heatmap(
     ax = ax or plt.subplots(figsize=(1.8 + .62*len(points.columns), 1 + .36*len(points)))[1]
     sns.heatmap(dark.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
                 mask=points.isna(), linewidths=.5, annot_kws={"size": 8}, ax=ax)
-    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, int(count[source]),
+    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, str(int(count[source])),
                                                         va="center", weight="bold")
     ax.set(xlabel=f"trained on (points against the full model; dark: {rule})", ylabel="mask found on")
     return ax
@@ -422,11 +425,12 @@ def transfer_heatmap(
 # %% ../nbs/52_figures.ipynb #f5782b37
 def save_figure(
     ax: Axes,       # any axis of the figure
-    path: str,      # .png, .svg or .pdf
+    path: str | Path,   # .png, .svg or .pdf
 ) -> str:           # the path
     "Write a figure, atomically"
     kind = str(path).rsplit(".", 1)[-1]
     if kind not in ("png", "svg", "pdf"): raise BadInput(f"a figure must be .png, .svg or .pdf, got {path}")
-    with atomic(path) as temp: ax.figure.savefig(temp, format=kind, dpi=150, bbox_inches="tight")
-    plt.close(ax.figure)
+    figure: Any = ax.figure
+    with atomic(path) as temp: figure.savefig(temp, format=kind, dpi=150, bbox_inches="tight")
+    plt.close(figure)
     return str(path)

@@ -128,6 +128,7 @@ def damaged(
             return f"its {name} are {shown(part)}"
     if nested := [name for name, value in result.get("spec", {}).items() if isinstance(value, (dict, list))]:
         return f"its spec's {shown(nested[0])} is no plain value"
+    return None
 
 # %% ../nbs/30_store.ipynb #510ab05e
 def read_result(

@@ -14,6 +14,7 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH',
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def learns(
     runs: pd.DataFrame,   # runs of one task and model
 ) -> bool:                # whether most of their full models beat a guess; runs of older versions do not say, and pass
     "Whether there is anything to compare with"
-    known = runs["learnt"].dropna() if "learnt" in runs else []
+    known = runs["learnt"].dropna() if "learnt" in runs else pd.Series(dtype=bool)
     return not len(known) or known.astype(bool).mean() > .5
 
 # %% ../nbs/51_tables.ipynb #9dc63aa8
@@ -204,7 +205,7 @@ def mixed(
     return list(differ.index[differ > 1])
 
 # %% ../nbs/51_tables.ipynb #97d49c3d
-CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {   # row of the table → (row of the paper, the runs it is made of)
     "imp": ("f(x; m_IMP ⊙ θ0)", dict(method="imp")),
     "random": ("f(x; m_RP ⊙ θ0)", dict(method="random")),
     "reinit": ("f(x; m_IMP ⊙ θ0')", dict(method="imp", start="reinit")),
@@ -410,9 +411,9 @@ def our_survival(
     rows: pd.DataFrame,   # runs of one model and method, from `gate_runs`
 ) -> dict[str, np.ndarray]:   # task → mean over seeds per head and, last, per MLP, (layer, head + 1); runs of a table without folders are left out
     "What our runs kept: in how many seeds (s-pruning), or how much of its weights (m-pruning)"
-    found = {}
+    found: dict = {}
     for row in rows[rows.folder.ne("")].itertuples():
-        result = read_result(Path(row.folder))
+        result = read_result(Path(row.folder)) or {}
         if row.method == "s-pruning": heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask"))
         else: heads, mlps = result["head_shares"], result["mlp_shares"]
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
@@ -456,7 +457,7 @@ def walked(
     "How far masks have moved from the one-shot mask (Liu et al. 2022, Figure 8)"
     trained = runs[runs.method.isin(MASK_METHODS) & runs.mask_seed.isin(runs.mask_seed[runs.mask_at.notna()])]
     masks = ticket_masks(runs, ("id",))
-    start = masks.get(next(iter(runs.id[runs.method == "omp"]), None))
+    start = next((masks[name] for name in runs.id[runs.method == "omp"][:1] if name in masks), None)
     here = trained[trained.id.isin(masks)] if start else trained[:0]
-    return here.assign(distance=[1 - masks[name].jaccard(start) for name in here.id],
+    return here.assign(distance=[1 - start.jaccard(masks[name]) for name in here.id] if start else [],
                        at=here.mask_at.fillna(here.mask_steps))

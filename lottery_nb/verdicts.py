@@ -110,8 +110,8 @@ def weigh(
     says = "holds" if sure and low > -margin else "does not hold" if sure and high < -margin else "no evidence"
     said = notes(note, f"of too few seeds and not counted: {few}" if few else "")
     mean = float(table.to_numpy().mean()) if table.size else np.nan
-    return Verdict(claim, item, model, says, mean, low, high, unit, p, *by_holm(table, margin),
-                   *table.shape, table.size, resolvable, paper, said)
+    return Verdict(claim, item, model, says, mean, low, high, unit, p, *by_holm(table, margin), len(table), table.shape[1],
+                   table.size, resolvable, paper, said)
 
 # %% ../nbs/45_verdicts.ipynb #222c202a
 def balanced(
