@@ -416,8 +416,9 @@ def push_command(
 ):
     "Upload a ticket to the Hugging Face Hub, with a card."
     from lottery_nb.tickets import Ticket
-    about = dict(run=path if (path/"result.json").is_file() else None, revision=revision, private=private, token=token)
-    typer.echo(f"{repo}: {Ticket.load(path).push_to_hub(repo, commit_message=message, **about)}")
+    run = path if (path/"result.json").is_file() else None
+    words: dict[str, Any] = dict(revision=revision, private=private, token=token, commit_message=message)
+    typer.echo(f"{repo}: {Ticket.load(path).push_to_hub(repo, run=run, **words)}")
 
 # %% ../nbs/62_cli.ipynb #b37f2844
 @ticket_app.command("pull")

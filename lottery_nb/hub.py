@@ -9,6 +9,7 @@ __all__ = ['HUB_ANSWERS', 'HUB_TROUBLE', 'hub_answer', 'plainly', 'fetched', 'li
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .files import BadInput
 
@@ -38,7 +39,7 @@ def hub_answer(
     "One sentence for whatever the Hub, or the way to it, answers"
     from huggingface_hub.constants import ENDPOINT
     kinds, behind = ([kind.__name__ for kind in type(e).__mro__] for e in (error, error.__cause__))
-    if error.__cause__ and "LocalEntryNotFoundError" in kinds and "HTTPError" in behind:
+    if isinstance(error.__cause__, Exception) and "LocalEntryNotFoundError" in kinds and "HTTPError" in behind:
         return hub_answer(repo, error.__cause__)
     status = getattr(getattr(error, "response", None), "status_code", kinds[0])
     said = next((HUB_ANSWERS[key] for key in (*kinds, status) if key in HUB_ANSWERS), HUB_TROUBLE)
@@ -67,9 +68,9 @@ def fetched(
 ) -> Path:                          # a folder of the cache that holds them, all of one commit
     "Fetch files from the Hub"
     from huggingface_hub import snapshot_download
-    asked = dict(revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(files))
-    more = dict(force_download=force_download, local_files_only=local_files_only)
-    with plainly(repo): return Path(snapshot_download(repo, **asked, **more))
+    asked: dict[str, Any] = dict(revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(files))
+    asked |= dict(force_download=force_download, local_files_only=local_files_only)
+    with plainly(repo): return Path(snapshot_download(repo, **asked))
 
 # %% ../nbs/07_hub.ipynb #04dea0ec
 def licence_of(

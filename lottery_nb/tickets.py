@@ -37,7 +37,7 @@ from .scores import magnitude
 from .select import kept_count, topk_mask
 from .names import PACKAGED, TASKS, architecture_of, is_micro
 from .spec import POOLS, make_spec, run_command
-from .weights import BERT_FAMILIES, EMBEDDINGS, POOLER, architecture, base_name, fingerprint, members
+from .weights import EMBEDDINGS, POOLER, architecture, base_name, fingerprint, members
 from .weights import place as place_of
 from .weights import prunable, resolve, unwrapped
 
@@ -143,7 +143,7 @@ class Ticket(ModelHubMixin):
         from huggingface_hub import HfApi
         shown, api = replace(self, provenance=without_paths(self.provenance)), HfApi(token=token)
         model = self.provenance.get("model")
-        about = dict(place=repo_id, base=hub_base(model), licence=base_licence(model, token))
+        about: dict[str, Any] = dict(place=repo_id, base=hub_base(model), licence=base_licence(model, token))
         about |= dict(result=run and result_of_run(run))
         words |= dict(private=private, token=token, branch=revision, commit_message=commit_message)
         with plainly(repo_id):
@@ -287,7 +287,7 @@ def card_data(
     "The header of a card"
     from huggingface_hub import EvalResult, ModelCardData
     tags = ["lottery-ticket", "pruning", ticket.provenance.get("model_type", "bert")]
-    about = dict(library_name="lottery-nb", tags=tags, license=licence, base_model=base or None)
+    about: dict[str, Any] = dict(library_name="lottery-nb", tags=tags, license=licence, base_model=base or None)
     if "score" not in result: return ModelCardData(**about)
     data, kind = data_name(result), "question-answering" if result["task"] == "squad" else "text-classification"
     scored = EvalResult(task_type=kind, dataset_type=data.replace(" ", "-"), dataset_name=data,

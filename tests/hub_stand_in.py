@@ -53,13 +53,13 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    ROUTES = [   # method, pattern of the path, what answers
+    ROUTES = (   # method, pattern of the path, what answers
         ("POST", r"/api/repos/create", "create"), ("POST", r"/api/validate-yaml", "validate"),
         ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"), ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", "tree"),
         ("POST", r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", "branch"), ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"), ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/large/([0-9a-f]{64})", "put"), ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"), ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
-    ]
+    )
 
     def log_message(self, *_): pass
 

@@ -113,7 +113,7 @@ def test_a_ticket_is_what_the_library_calls_a_model():
 
 
 def test_push_makes_one_commit_of_three_files(shared):
-    folder, hub, address, answers = shared
+    _, hub, address, answers = shared
     assert answers["first"] == [0, f"ann/omp: {address}/ann/omp/commit/{answers['first'][1].strip()[-40:]}\n", ""]
     assert hub.repos["ann/omp"]["private"]
     assert [made for made in hub.messages if made[0] == "ann/omp"] == [("ann/omp", "main", "Made"), ("ann/omp", "main", "At a half"), ("ann/omp", "sparser", "Upload ticket"), ("ann/omp", "main", "At 80 %")]
