@@ -8,12 +8,13 @@ __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORL
            'training_defaults', 'check_table', 'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
            'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec',
            'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value',
-           'read_bool']
+           'read_bool', 'run_command']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
 import os
 import re
+import shlex
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib import import_module
@@ -575,3 +576,15 @@ def read_bool(
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
+
+# %% ../nbs/04_spec.ipynb #27db702c
+def run_command(
+    spec: RunSpec,              # a run
+    runs: str | None = None,    # folder of all runs
+) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
+    "The command that executes one run"
+    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
+    for name, value in spec.differing().items():
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
+    return shlex.join(words)
