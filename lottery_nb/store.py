@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SCHEMA', 'NOTEBOOK', 'COLUMNS', 'run_folder', 'stage_folder', 'same_spec', 'is_path', 'changed_inputs',
-           'open_run', 'read_spec', 'finish', 'damaged', 'read_result', 'notebook_times', 'finished', 'verify_run',
-           'finished_runs', 'results', 'flat_result', 'write_table']
+           'open_run', 'read_spec', 'finish', 'damaged', 'read_result', 'noted_at_the_end', 'notebook_times',
+           'finished', 'verify_run', 'finished_runs', 'results', 'flat_result', 'write_table']
 
 # %% ../nbs/30_store.ipynb #881775cf
+import json
 import os
 import warnings
 from dataclasses import asdict, fields
@@ -142,13 +143,28 @@ def read_result(
 # %% ../nbs/30_store.ipynb #0bf74def
 NOTEBOOK = "run.ipynb"   # in a run's folder: the executed notebook
 
+# %% ../nbs/30_store.ipynb #ec49c7ac
+def noted_at_the_end(
+    path: Path,           # an executed notebook, as nbformat writes it: sorted keys, one space for each level
+    size: int = 2**15,    # bytes to read; of a notebook with progress bars their state comes after papermill's notes
+) -> dict:                # papermill's notes; empty where these bytes do not hold them
+    "Find the notes of papermill without reading a whole notebook"
+    with open(path, "rb") as file:
+        file.seek(-min(size, path.stat().st_size), os.SEEK_END)
+        tail = file.read().decode(errors="replace")
+    found, mark = tail.rfind(start := '\n  "papermill": {'), tail.rstrip().endswith("}")
+    try: return json.JSONDecoder().raw_decode(tail, found + len(start) - 1)[0] if found >= 0 and mark else {}
+    except ValueError: return {}
+
 # %% ../nbs/30_store.ipynb #3b642552
 def notebook_times(
     folder: str | Path,   # a run's folder
 ) -> dict:                # what papermill noted in its notebook: end_time, duration, exception ...; empty where it cannot be read
-    "What an executed notebook says about its own execution"
-    try: about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
-    except BadInput: return {}
+    "What an executed notebook says about its own execution: its last lines, where they hold it, since the others are figures"
+    try:
+        if about := noted_at_the_end(Path(folder)/NOTEBOOK): return about
+        about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
+    except (BadInput, OSError): return {}
     about = about.get("papermill") if isinstance(about, dict) else None
     return about if isinstance(about, dict) else {}
 

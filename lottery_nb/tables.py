@@ -65,9 +65,11 @@ def summary_table(
     extra = [name for name in GROUP if name in results and results[name].nunique(dropna=False) > 1]
     extra += [name for name in BUDGET if name in results and results[name].nunique() > 1]
     keys = ["task", "method", "asked_sparsity", *extra]
+    trained = [name for name in TRAINING if name in results]
+    full_models = {tuple(map(str, values)): part for values, part in results.groupby(trained, dropna=False)} if trained else {}
     rows = []
     for values, group in results.groupby(keys, dropna=False, sort=True):
-        full = full_scores(results, group)
+        full = full_scores(full_models.get(tuple(map(str, group[trained].iloc[0])), results), group)
         spread = {"score": group["score"].mean(), "std": group["score"].std(ddof=1),
                   "full": np.mean(full) if full else np.nan,
                   "full_std": np.std(full, ddof=1) if len(full) > 1 else np.nan}

@@ -1,17 +1,23 @@
 """The command line, as a user meets it: words in, text and exit codes out."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
 import pytest
 
-from lottery_nb.cli import main
-from lottery_nb.spec import MagnitudeSpec, StructuredSpec, TicketSpec
+import lottery_nb
+from conftest import ROOT
+from lottery_nb.cli import GROUPS, main
+from lottery_nb.grid import read_grid
+from lottery_nb.spec import SPECS, MagnitudeSpec, StructuredSpec, TicketSpec
 from lottery_nb.store import COLUMNS, SCHEMA, finish, open_run, results, write_table
 
 COMMAND = Path(sys.executable).parent/"lottery-nb"
@@ -75,7 +81,7 @@ BAD = {
     "parameter": (["--sparsty", "0.5"], "did you mean 'sparsity'"),
     "sparsity": (["--sparsity", "1.0"], "sparsity must be in [0, 1), got 1.0"),
     "number": (["--sparsity", "half"], "sparsity must be float, got 'half'"),
-    "missing value": (["--sparsity"], "--sparsity needs a value"),
+    "missing value": (["--sparsity"], "'--sparsity' requires an argument"),
     "stray word": (["sst2"], "expected --FIELD VALUE, got 'sst2'"),
 }
 
@@ -165,10 +171,90 @@ def test_doctor_is_content_here(tmp_path, capsys):
     assert "PROBLEM" in capsys.readouterr().out
 
 
-def test_help_names_every_field(capsys):
-    assert main(["run", "ticket", "--help"]) == 0
+@pytest.mark.parametrize("template", SPECS)
+def test_help_names_every_field_in_its_group(template, capsys):
+    assert main(["run", template, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in shown for name in TicketSpec.__dataclass_fields__)
+    panels = dict(re.findall(r"╭─ ([A-Z][a-z ]+?) ─+╮\n(.*?)╰", shown, re.S))
+    for field in fields(SPECS[template]):
+        panel = next(panels[group] for group, names in GROUPS.items() if field.name in names.split())
+        assert re.search(rf"--{field.name.replace('_', '-')} +(<{get_type_hints(SPECS[template])[field.name].__name__}>|\w+\|)", panel), field.name
+    assert "[default: 0]" in panels["Data"] and {"Data", "Training", "Options"} <= set(panels)
+
+
+def test_help_says_types_choices_and_templates(capsys):
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"│ {template} +\w", shown) for template in SPECS)
+    assert main(["run", "ticket", "--help"]) == 0
+    shown = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
+    for said in ("--sparsity <float>", "--seed <int>", "--keep-model true|false", "--movement hard|soft", "encoder+embeddings+pooler", "[second text,] label"):
+        assert said in shown
+    assert main(["sweep", "--help"]) == 0
+    assert "lottery-nb[ray]" in capsys.readouterr().out
+
+
+def test_version_and_the_module_as_a_command():
+    for command in ([COMMAND], [sys.executable, "-m", "lottery_nb"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"lottery-nb {lottery_nb.__version__}\n"
+    assert subprocess.run([sys.executable, "-m", "lottery_nb", "fly"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("typed, offered", [("ru", ["run"]), ("run str", ["structured"]), ("run ticket --mask-ra", ["--mask-rank"]), ("run ticket --mask-rank ", ["signed", "absolute"]),
+                                            ("sweep chen_2020_m", ["chen_2020_micro"]), ("run tocket --se", []), ("run no.ipynb --se", [])])
+def test_the_shell_completes(typed, offered):
+    words = f"lottery-nb {typed}"
+    settings = os.environ | {"_LOTTERY_NB_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    done = subprocess.run([COMMAND], capture_output=True, text=True, env=settings)
+    assert (done.stdout.split(), done.stderr) == (offered, "")
+
+
+def test_a_copied_template_is_run_by_its_path(words, tmp_path, tiny_data):
+    mine = tmp_path/"mine.ipynb"
+    assert lottery("copy", "ticket", mine).returncode == 0
+    again = lottery("copy", "ticket", mine)
+    assert again.returncode == 2 and "mine.ipynb exists already" in again.stderr
+    spec = json.loads(lottery(*words, "--dry-run").stdout)
+    assert json.loads(lottery("run", mine, *words[2:], "--dry-run").stdout) == spec   # not edited: the same run
+    text = mine.read_text().replace('method: str = \\"imp\\"', 'method: str = \\"random\\"').replace("finish(run, **", "finish(run, remark='mine', **")
+    mine.write_text(text)
+    done = lottery("run", mine, *[word for word in words[2:] if word not in ("--method", "omp")], "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["method"], result["remark"]) == ("random", "mine")   # its own default, its own code
+    assert result["id"] != Path(json.loads(lottery(*words, "--method", "random", "--dry-run").stdout)["folder"]).name
+    assert json.loads((Path(result["folder"])/"inputs.json").read_text()).keys() >= {"notebook"}
+    assert "already done" in lottery("run", mine, *[word for word in words[2:] if word not in ("--method", "omp")]).stdout
+
+
+@pytest.mark.parametrize("old, new, message", [("spec_from(\\\"ticket\\\"", "spec_from(\\\"tocket\\\"", "did you mean 'ticket'"), ("spec_from(", "my_spec(", "must say once which template it comes from"),
+                                               ("task: str = ", "task: str = str + ", "must hold plain values only"), ("\"cells\"", "\"sells\"", "is not a notebook"),
+                                               ("\"parameters\"", "\"settings\"", "exactly one cell tagged 'parameters'")])
+def test_a_notebook_that_no_longer_is_a_template_is_2(old, new, message, tmp_path, capsys):
+    assert main(["copy", "ticket", str(tmp_path/"mine.ipynb")]) == 0
+    text = (tmp_path/"mine.ipynb").read_text()
+    assert old in text
+    (tmp_path/"mine.ipynb").write_text(text.replace(old, new))
+    assert main(["run", str(tmp_path/"mine.ipynb"), "--runs", str(tmp_path/"runs")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and "LOTTERY_NB_NOTEBOOK" not in os.environ
+    assert not list((tmp_path/"runs").glob("*"))
+
+
+def test_grids_are_listed_and_taken_by_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["grids", "--json"]) == 0
+    listed = {row["grid"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(listed) == {path.stem for path in (ROOT/"grids").glob("*.yaml")}
+    assert main(["sweep", "chen_2020_smoke", "--print"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == listed["chen_2020_smoke"]["runs"] == len(read_grid(ROOT/"grids"/"chen_2020_smoke.yaml"))
+    assert main(["copy", "chen_2020_smoke"]) == 0
+    assert (tmp_path/"chen_2020_smoke.yaml").read_bytes() == (ROOT/"grids"/"chen_2020_smoke.yaml").read_bytes()
+    assert main(["sweep", "chen_2020_mikro"]) == 2
+    assert "chen_2020_mikro does not exist; shipped grids of a similar name: chen_2020_micro" in capsys.readouterr().err
+    (tmp_path/"demo").write_text("seed: [0, 1]\n")
+    assert len(read_grid("demo")) == 2   # a file of one's own comes first
 
 
 def test_status_is_light(tmp_path):
