@@ -212,9 +212,10 @@ class Templates(TyperGroup):
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         "The command of a template"
-        if cmd_name.endswith(".ipynb"): ctx.meta["notebook"] = cmd_name
-        elif ctx.resilient_parsing and cmd_name not in SPECS: return None
-        return super().get_command(ctx, template_of(cmd_name) if cmd_name.endswith(".ipynb") else one_of("template", cmd_name, SPECS))
+        if own := cmd_name.endswith(".ipynb"): ctx.meta["notebook"] = cmd_name
+        try: return super().get_command(ctx, template_of(cmd_name) if own else one_of("template", cmd_name, SPECS))
+        except BadInput:
+            if not ctx.resilient_parsing: raise   # while a shell completes words, what is wrong stays unsaid
 
 # %% ../nbs/62_cli.ipynb #fea649ac
 run_app = typer.Typer(cls=Templates, no_args_is_help=True, subcommand_metavar="TEMPLATE|NOTEBOOK [--FIELD VALUE ...]",
@@ -457,9 +458,10 @@ def summarised(
     figure: Path | None,     # draw score against sparsity here
 ) -> Any:                    # pandas DataFrame
     "Draw the figure, and summarise over seeds"
-    from lottery_nb.figures import save_figure, score_curves
     from lottery_nb.tables import summary_table
-    if figure: typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
+    if figure:
+        from lottery_nb.figures import save_figure, score_curves
+        typer.echo(f"figure {save_figure(score_curves(table)[0], figure)}", err=True)
     return summary_table(table) if summary else table
 
 # %% ../nbs/62_cli.ipynb #f92c3a49
