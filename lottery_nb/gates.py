@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -482,8 +481,9 @@ def speed_table(
     batch_sizes: tuple[int, ...] = (1, 32),   # examples per forward pass
     tokens: int = 128,                     # tokens per example
     repeats: int = 7,                      # rounds of timing
-) -> pd.DataFrame:                         # one row per model: parameters, FLOPs, milliseconds and speed-up per batch size
+) -> Any:                                  # pandas DataFrame, one row per model: parameters, FLOPs, milliseconds and speed-up per batch size
     "Parameters, operations and measured time of models, beside the first one"
+    import pandas as pd
     table = pd.DataFrame({"parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
                           "MFLOPs": {n: flops(m, tokens) / 1e6 for n, m in models.items()}})
     for size in batch_sizes:

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import lottery_nb
-from .files import BadInput, Busy, atomic, discard, disk_full, is_locked, locked, one_of, read_json, runs_root, short_hash, sweep_up, tidy
+from .extras import absent, need
+from .files import BadInput, Busy, alive, atomic, discard, disk_full, is_locked, locked, one_of, read_json, runs_root, short_hash, sweep_up, tidy
 from .spec import SPECS, RunSpec
 from .store import NOTEBOOK, finished, notebook_times, open_run, run_folder
 
@@ -116,6 +117,7 @@ class Worker:
         threads: int | None = None,       # CPU threads of the kernel; None = OMP_NUM_THREADS, else all
         device: str | None = None,        # CUDA_VISIBLE_DEVICES of the kernel; None = as the environment says
     ):
+        need("sweep")
         self.root, self.threads, self.device, self.kernel = runs_root(root), threads, device, None
         self.busy, self.stopped, self.closing = False, False, threading.RLock()
         sweep_up(self.root, below=True)
@@ -226,11 +228,10 @@ LONGEST_SOCKET = 100   # bytes of a socket's name
 # %% ../nbs/61_sweep.ipynb #7a739de7
 def kernel_folder() -> tuple[Path, dict]:   # a new folder of this process, readable by its user alone; how a kernel is spoken to there
     "Where a kernel's files and sockets lie; folders of processes that were killed go"
-    from psutil import pid_exists
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if not os.access(base, os.W_OK): continue
         for old in Path(base).glob("lottery-nb-*-*"):
-            if (owner := old.name.split("-")[2]).isdecimal() and not pid_exists(int(owner)): shutil.rmtree(old, ignore_errors=True)
+            if (owner := old.name.split("-")[2]).isdecimal() and not alive(int(owner)): shutil.rmtree(old, ignore_errors=True)
         fits = os.name == "posix" and len(f"{base}/lottery-nb-{os.getpid()}-12345678/kernel-5".encode()) <= LONGEST_SOCKET
         if fits: break
     folder = Path(tempfile.mkdtemp(prefix=f"lottery-nb-{os.getpid()}-", dir=base if fits else None))
@@ -319,6 +320,7 @@ def sweep(
     devices: list[str] | None = None,   # CUDA_VISIBLE_DEVICES of each worker, from `gpu_slots`; None = as the environment says
 ) -> Iterator[tuple[RunSpec, dict | Exception]]:   # each run and its result or what went wrong, as they end
     "Execute many runs; yields them as they finish"
+    need("sweep")
     if workers < 1: raise BadInput(f"workers must be at least 1, got {workers}")
     if devices and len(devices) != workers:
         raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
@@ -529,7 +531,7 @@ def connect(
 ) -> Any:                  # the module ray, connected
     "Connect to a Ray cluster; `BadInput` where Ray is not installed or nobody answers"
     try: import ray
-    except ImportError: raise BadInput("backend ray needs Ray: pip install lottery-nb[ray]") from None
+    except ImportError: raise absent("ray") from None
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address and "//" not in address:

@@ -14,7 +14,6 @@ import re
 from collections import OrderedDict
 from typing import Any, Iterable, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -220,8 +219,9 @@ def place(
 def census(
     model: nn.Module,        # a model of the table, on any device (`meta` too)
     pool: str = "encoder",   # one of `POOLS`
-) -> pd.DataFrame:           # a row per weight: name, family, layer (missing for embeddings and pooler), shape, entries
+) -> Any:                    # pandas DataFrame, a row per weight: name, family, layer (missing for embeddings and pooler), shape, entries
     "What a pool holds in this model"
+    import pandas as pd
     rows = [(name, *place(name), tuple(weight.shape), weight.numel()) for name, weight in prunable(model, pool).items()]
     return pd.DataFrame(rows, columns=["name", "family", "layer", "shape", "entries"]).astype({"layer": "Int64"})
 
