@@ -200,8 +200,8 @@ def grid_file(
     name: str | Path,   # path of a YAML file, or name of a shipped grid
 ) -> Path:              # the file
     "Find a grid; `BadInput` names the nearest ones"
-    known = shipped_grids()
-    if not Path(name).is_file() and str(name) in known: return known[str(name)]
+    if Path(name).is_file(): return Path(name)
+    if str(name) in (known := shipped_grids()): return known[str(name)]
     if Path(name).exists(): return Path(name)
     near = get_close_matches(Path(name).stem, known, 3) or list(known)
     raise BadInput(f"grid file {name} does not exist; shipped grids{' of a similar name' if len(near) < len(known) else ''}: {', '.join(near)}")
