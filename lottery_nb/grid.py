@@ -204,7 +204,8 @@ def grid_file(
     if str(name) in (known := shipped_grids()): return known[str(name)]
     if Path(name).exists(): return Path(name)
     near = get_close_matches(Path(name).stem, known, 3) or list(known)
-    raise BadInput(f"grid file {name} does not exist; shipped grids{' of a similar name' if len(near) < len(known) else ''}: {', '.join(near)}")
+    alike = " of a similar name" if len(near) < len(known) else ""
+    raise BadInput(f"grid file {name} does not exist; shipped grids{alike}: {', '.join(near)}")
 
 # %% ../nbs/05_grid.ipynb #47b5a4dd
 def read_grid(
@@ -252,6 +253,7 @@ def grid_about(
     import yaml
     text = path.read_text(encoding="utf-8")
     needed = dict.fromkeys(re.findall(r"\$\{(\w+)\}", re.sub(r"(?m)^\s*#.*$", "", text)))
-    about = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: re.match("# \\S", line), text.splitlines()))
+    comment = itertools.takewhile(lambda line: re.match(r"# \S", line), text.splitlines())
+    about = " ".join(line.lstrip("# ") for line in comment)
     runs = sum(map(block_size, grid_blocks(yaml.safe_load(text))))
     return dict(grid=path.stem, runs=runs, needs=" ".join(needed), about=re.split(r"(?<=\.) (?=[A-Z`])", about)[0])

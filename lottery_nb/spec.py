@@ -150,7 +150,7 @@ class RunSpec:
         return {"template": self.template} | world | {k: v for k, v in vars(self).items() if v != base[k]}
 
     def inputs(self) -> dict:
-        "What it reads from this machine, by content: rows, text, model, the notebook where it is the user's own → checksum"
+        "What it reads from this machine, by content: rows, text, model, a notebook of the user's own → checksum"
         own = os.environ.get("LOTTERY_NB_NOTEBOOK") if self.template != "run" else None
         return contents(self) | ({"notebook": own} if own else {})
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SCHEMA', 'NOTEBOOK', 'COLUMNS', 'run_folder', 'stage_folder', 'same_spec', 'is_path', 'changed_inputs',
-           'open_run', 'read_spec', 'finish', 'damaged', 'read_result', 'noted_at_the_end', 'notebook_times',
-           'finished', 'verify_run', 'finished_runs', 'results', 'flat_result', 'write_table']
+           'open_run', 'read_spec', 'finish', 'damaged', 'OtherVersion', 'of_other_version', 'read_result',
+           'noted_at_the_end', 'notebook_times', 'finished', 'verify_run', 'finished_runs', 'results', 'flat_result',
+           'write_table']
 
 # %% ../nbs/30_store.ipynb #881775cf
 import json
@@ -130,6 +131,18 @@ def damaged(
     if nested := [name for name, value in result.get("spec", {}).items() if isinstance(value, (dict, list))]:
         return f"its spec's {shown(nested[0])} is no plain value"
 
+# %% ../nbs/30_store.ipynb #61fd98b5
+class OtherVersion(BadInput):
+    "A run of another version of this library"
+
+# %% ../nbs/30_store.ipynb #b5edc4eb
+def of_other_version(
+    result: dict,   # content of a `result.json`
+) -> str:           # one sentence
+    "What to say about a result whose schema is another one"
+    return (f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads {SCHEMA}: use the "
+            "version that wrote it, or another --runs folder")
+
 # %% ../nbs/30_store.ipynb #510ab05e
 def read_result(
     folder: str | Path,   # a run's folder
@@ -137,7 +150,9 @@ def read_result(
     "The result of a run, when it has one; a damaged one is `BadInput`"
     path = Path(folder)/"result.json"
     if not path.exists(): return None
-    if wrong := damaged(result := read_json(path, dict)): raise BadInput(f"{path} is damaged: {wrong}; delete the file and run again")
+    result = read_json(path, dict)
+    if result.get("schema", SCHEMA) != SCHEMA: raise OtherVersion(f"{path}: {of_other_version(result)}")
+    if wrong := damaged(result): raise BadInput(f"{path} is damaged: {wrong}; delete the file and run again")
     return result
 
 # %% ../nbs/30_store.ipynb #0bf74def
@@ -160,7 +175,7 @@ def noted_at_the_end(
 def notebook_times(
     folder: str | Path,   # a run's folder
 ) -> dict:                # what papermill noted in its notebook: end_time, duration, exception ...; empty where it cannot be read
-    "What an executed notebook says about its own execution: its last lines, where they hold it, since the others are figures"
+    "What an executed notebook says about its own execution; most of it is figures, so its end is read first"
     try:
         if about := noted_at_the_end(Path(folder)/NOTEBOOK): return about
         about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
@@ -197,7 +212,7 @@ def finished_runs(
     complain: Callable[[str], Any] = warnings.warn,  # told of every result that cannot be used, in one sentence
 ) -> list[dict]:                                     # what their `result.json` hold, by name of folder
     "The results of all finished runs"
-    found = {}
+    found, other = {}, []
     for path in sorted(runs_root(root).glob("*/result.json")):
         if path.parent.name.startswith("."): continue
         try:
@@ -205,7 +220,10 @@ def finished_runs(
             flat_result(result)   # refuses what cannot be a row
             if result["id"] in found: raise BadInput(f"{path} is another result of run {result['id']} and is left out")
             found[result["id"]] = result
+        except OtherVersion as error: other.append(error if str(path) in str(error) else f"{path}: {error}")
         except BadInput as error: complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if len(other) > 1: complain(f"{len(other)} results are of another version; the first: {other[0]}")
+    elif other: complain(str(other[0]))
     return list(found.values())
 
 # %% ../nbs/30_store.ipynb #f2585126
@@ -223,9 +241,7 @@ def flat_result(
     result: dict,   # content of a `result.json`
 ) -> dict:          # one level: id, template, spec fields, scores; nested scores as `scores.accuracy`
     "One row of the results table"
-    if result.get("schema") != SCHEMA:
-        raise BadInput(f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads "
-                       f"{SCHEMA}")
+    if result.get("schema") != SCHEMA: raise OtherVersion(of_other_version(result))
     if absent := {"id", "template", "spec"} - set(result):
         raise BadInput(f"result {result.get('id')} is damaged: it has no {' and no '.join(sorted(absent))}")
     top = {k: v for k, v in result.items() if k not in ("spec", "files", "schema") and not isinstance(v, (dict, list))}

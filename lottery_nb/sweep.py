@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_SOCKET', 'FAILED', 'STATES', 'template_path', 'check_template', 'notebook_code', 'template_of',
-           'own_parameters', 'own_notebook', 'RunFailed', 'Worker', 'import_path', 'kernel_folder', 'start_kernel',
+           'notebook_values', 'own_notebook', 'RunFailed', 'Worker', 'import_path', 'kernel_folder', 'start_kernel',
            'last_words', 'failure_noted', 'run_notebook', 'sweep', 'Lost', 'known_results', 'wait_for_others',
            'starting', 'in_processes', 'end_pool', 'cores', 'begin_work', 'end_work', 'end_with_parent', 'work',
            'visible_gpus', 'gpu_slots', 'sweep_on_ray', 'connect', 'work_on_node', 'outcome', 'state', 'progress',
@@ -36,9 +36,10 @@ from typing import Any, Iterator
 
 import lottery_nb
 from .extras import absent, need
-from .files import BadInput, Busy, alive, atomic, discard, disk_full, is_locked, locked, one_of, read_json, runs_root, short_hash, sweep_up, tidy
+from .files import (BadInput, Busy, alive, atomic, discard, disk_full, is_locked, locked, one_of, read_json,
+                              runs_root, short_hash, sweep_up, tidy)
 from .spec import SPECS, RunSpec
-from .store import NOTEBOOK, finished, notebook_times, open_run, run_folder
+from .store import NOTEBOOK, OtherVersion, finished, notebook_times, open_run, run_folder
 
 # %% ../nbs/61_sweep.ipynb #2db291e7
 def template_path(
@@ -70,7 +71,8 @@ def notebook_code(
     try:
         cells = [cell for cell in read_json(path, dict)["cells"] if cell["cell_type"] == "code"]
         return [("parameters" in cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in cells]
-    except (AttributeError, KeyError, TypeError): raise BadInput(f"{path} is not a notebook: its cells are not as nbformat 4 says") from None
+    except (AttributeError, KeyError, TypeError):
+        raise BadInput(f"{path} is not a notebook: its cells are not as nbformat 4 says") from None
 
 # %% ../nbs/61_sweep.ipynb #a4f2f9f7
 def template_of(
@@ -79,25 +81,28 @@ def template_of(
     "Which template a notebook was copied from: the one whose spec it makes"
     found = re.findall(r"spec_from\(\s*[\"'](\w+)[\"']", "\n".join(source for _, source in notebook_code(path)))
     if len(set(found)) != 1:
-        raise BadInput(f"{path} must say once which template it comes from, as in spec_from(\"ticket\", globals()); found {', '.join(found) or 'nothing'}")
+        raise BadInput(f"{path} must say once which template it comes from, as in spec_from(\"ticket\", globals()); "
+                       f"found {', '.join(found) or 'nothing'}")
     return one_of(f"template of {path}", found[0], SPECS)
 
 # %% ../nbs/61_sweep.ipynb #a0e07e6a
-def own_parameters(
+def notebook_values(
     path: str | Path,   # a notebook, copied from a template
 ) -> dict:              # field → value
     "What the parameters cell of a notebook says"
     cell = next((source for tagged, source in notebook_code(path) if tagged), "")
-    try: return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)}
+    try:
+        lines = [node for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
+        return {line.target.id: ast.literal_eval(line.value) for line in lines}
     except (SyntaxError, ValueError, AttributeError):
-        raise BadInput(f"the parameters cell of {path} must hold plain values only, one `name: type = value` a line") from None
+        raise BadInput(f"the parameters cell of {path} must hold plain values, a line `name: type = value` each") from None
 
 # %% ../nbs/61_sweep.ipynb #a71acbcb
 @contextmanager
 def own_notebook(
     path: str | Path | None,   # a notebook, copied from a template; None: none
 ) -> Iterator[None]:
-    "While open, runs are those of an edited notebook and have ids of their own; a copy that was not edited changes nothing"
+    "While open, runs have ids of their own, those of the notebook; a copy that was not edited changes nothing"
     code = lambda path: [source.strip() for tagged, source in notebook_code(path) if not tagged]
     edited = path is not None and code(path) != code(template_path(template_of(path)))
     if edited: os.environ["LOTTERY_NB_NOTEBOOK"] = short_hash(code(path), 16)
@@ -360,6 +365,7 @@ def known_results(
     found = {}
     for spec in [] if force else specs:
         try: found[spec.id] = finished(run_folder(spec, root))
+        except OtherVersion: raise   # of the folder, said once
         except BadInput as error: found[spec.id] = error
     return {id: result for id, result in found.items() if result is not None}
 
@@ -579,6 +585,7 @@ def state(
     folder = run_folder(spec, root)
     if is_locked(folder): return "running"
     try: done = finished(folder) is not None
+    except OtherVersion: raise
     except BadInput: return "failed"
     return "done" if done else "failed" if (folder/FAILED).exists() else "waiting"
 
