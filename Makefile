@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS ?= runs
 WORKERS ?= 2
 
-.PHONY: help install demo test bench export notebooks clean
+.PHONY: help install demo test bench export notebooks findings clean
 
 help:            ## show this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:[^#]*## /	/'
@@ -33,6 +33,9 @@ export: install   ## notebooks -> package, then clean the notebooks
 
 notebooks: install   ## execute every notebook in place, keeping the outputs a reader needs
 	$(BIN)/python tests/execute_notebooks.py
+
+findings: install   ## the README's table of findings, from the results tables beside the reports
+	$(BIN)/python -c "from lottery_nb.findings import write_findings; write_findings('README.md')"
 
 clean:   ## remove everything that can be made again
 	rm -rf .venv $(RUNS) build dist *.egg-info .pytest_cache .hypothesis

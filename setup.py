@@ -1,5 +1,7 @@
 """All metadata lives in settings.ini; this file only hands it to setuptools."""
 from configparser import ConfigParser
+from pathlib import Path
+
 from setuptools import setup
 
 config = ConfigParser(delimiters=["="])
@@ -9,7 +11,7 @@ extras = {name.removesuffix("_requirements"): words.split() for name, words in m
 
 setup(
     name=meta["lib_name"], version=meta["version"], description=meta["description"],
-    long_description=open("README.md", encoding="utf-8").read(), long_description_content_type="text/markdown",
+    long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     author=meta["author"], author_email=meta["author_email"], url=meta["git_url"], license="Apache-2.0", keywords=meta["keywords"],
     python_requires=f">={meta['min_python']}", install_requires=meta["requirements"].split(), extras_require=extras,
     packages=["lottery_nb", "lottery_nb.runs", "lottery_nb.reports", "lottery_nb.grids"],

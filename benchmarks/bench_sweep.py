@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lottery_nb.grid import expand, read_grid
+from lottery_nb.grid import read_grid
 from lottery_nb.micro import pretrained
 from lottery_nb.plan import plan
 from lottery_nb.spec import TicketSpec

@@ -8,7 +8,7 @@ __all__ = ['tokenize', 'eager', 'value_norms', 'watch', 'attention_maps', 'TextM
 # %% ../nbs/40_attention.ipynb #23e5b5ec
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from .files import BadInput, one_of
 from .models import eager_attention
-from .weights import architecture, encoder_layers, longest_input, part
+from .weights import HFModel, architecture, encoder_layers, longest_input, part
 
 # %% ../nbs/40_attention.ipynb #43f4dedb
 def tokenize(
     model: nn.Module,                           # the model the tokens are for
     tokenizer: Any,                             # its tokenizer
-    texts: list[str] | list[tuple[str, str]],   # sentences, or pairs of them
+    texts: Sequence[str | tuple[str, str]],     # sentences, or pairs of them
 ) -> dict[str, Tensor]:                         # input_ids, attention_mask and, for BERT, token_type_ids: int64, text × token
     "Tokens of several texts; an empty or too long one is `BadInput`"
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -68,7 +68,7 @@ def value_norms(
 # %% ../nbs/40_attention.ipynb #25dca8b5
 @contextmanager
 def watch(
-    model: nn.Module,      # a model in eager attention
+    model: HFModel,        # a model in eager attention
     maps: list[Tensor],    # filled while the model runs, one entry per layer
     kind: str,             # raw or norm
     blocks: str,           # columns or rows
@@ -91,7 +91,7 @@ def watch(
 
 # %% ../nbs/40_attention.ipynb #e2030bda
 def attention_maps(
-    model: nn.Module,              # a model of Hugging Face whose architecture has a row, any head on top, heads removed or not
+    model: HFModel,                # a model of Hugging Face whose architecture has a row, any head on top, heads removed or not
     batch: dict[str, Tensor],      # input_ids and, where given, attention_mask and token_type_ids: text × token
     kind: str = "raw",             # raw: α; norm: ‖α f(x)‖
     blocks: str = "columns",       # of W_O, for norm: columns (right), or rows (B11, as released)
@@ -139,9 +139,9 @@ def token_roles(
 
 # %% ../nbs/40_attention.ipynb #8e5480e5
 def read_texts(
-    model: nn.Module,                           # a model of the table
+    model: HFModel,                             # a model of the table
     tokenizer: Any,                             # its tokenizer
-    texts: list[str] | list[tuple[str, str]],   # sentences, or pairs of them
+    texts: Sequence[str | tuple[str, str]],     # sentences, or pairs of them
     kind: str = "raw",                          # raw or norm
     batch_size: int = 16,                       # texts in memory at once
     **options,                                  # `blocks`, `token_types` of `attention_maps`
@@ -149,10 +149,10 @@ def read_texts(
     "Stream the maps of many texts"
     batch = tokenize(model, tokenizer, texts)
     order = batch["attention_mask"].sum(1).argsort(descending=True, stable=True)
-    for part in order.split(batch_size):
-        width = batch["attention_mask"][part].any(0)
-        some = {name: value[part][:, width].to(model.device) for name, value in batch.items()}
+    for rows in order.split(batch_size):
+        width = batch["attention_mask"][rows].any(0)
+        some = {name: value[rows][:, width].to(model.device) for name, value in batch.items()}
         cut = crop(attention_maps(model, some, kind, **options), some["attention_mask"])
-        for row, index in enumerate(part.tolist()):
+        for row, index in enumerate(rows.tolist()):
             ids = batch["input_ids"][index][batch["attention_mask"][index] == 1].numpy()
             yield TextMaps(index, tokenizer.convert_ids_to_tokens(ids), *token_roles(ids, tokenizer), cut[row])

@@ -38,7 +38,7 @@ def attention_shares(
     places = {(Path(result["spec"]["model"]).name, result["task"], *place.split()): row for result in results
               for place, row in result["shares"].items()}
     names = ["world", "task", "heads", "model", "kind"]
-    index = pd.MultiIndex.from_arrays(list(zip(*places)) or [[]]*5, names=names)
+    index = pd.MultiIndex.from_arrays(list(zip(*places)) or [()]*5, names=names)
     return pd.DataFrame([[row[name] for name in CLASSES] for row in places.values()], index, list(CLASSES), dtype=float)
 
 # %% ../nbs/58_attention_page.ipynb #71cc2de0

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,8 +36,8 @@ from .training import Training, encoded, evaluate, finetune, load_weights, save_
 
 # %% ../nbs/31_baseline.ipynb #583190ac
 def target_spec(
-    spec: TicketSpec,   # a ticket run
-) -> RunSpec:           # only the fields that its training on the target task depends on
+    spec: RunSpec,   # a run
+) -> RunSpec:        # only the fields that its training on the target task depends on
     "The training on the target task"
     return RunSpec(**{field.name: getattr(spec, field.name) for field in fields(RunSpec)} | table_fields(spec, spec.task))
 
@@ -48,7 +48,7 @@ def source_spec(
 ) -> RunSpec:           # its training on the source task
     "The training on a source task"
     target, name = target_spec(spec), name or spec.source or spec.task
-    few = {} if spec.source_train is None else {"max_train": spec.source_train}
+    few: dict[str, Any] = {} if spec.source_train is None else {"max_train": spec.source_train}
     if name == spec.task: return replace(target, **few)
     usual = training_defaults(spec.task, spec.model)
     chosen = {k: v for k, v in asdict(target).items() if k not in usual or v != usual[k]}
@@ -223,7 +223,7 @@ def data_only(
     spec: RunSpec,   # a training
 ) -> RunSpec:        # the same for all trainings on the same examples
     "The fields of a spec that the number of its examples depends on"
-    limit = {"max_train": spec.max_train} if spec.task == "mlm" else {}
+    limit: dict[str, Any] = {"max_train": spec.max_train} if spec.task == "mlm" else {}
     return RunSpec(task=spec.task, model=spec.model, data_dir=spec.data_dir, text=spec.text,
                    max_length=spec.max_length, **limit, **table_fields(spec, spec.task))
 

@@ -47,7 +47,7 @@ def field_help(
     kind: type,      # a spec class
 ) -> dict:           # field name → its comment in the source
     "The comments behind the fields of a spec class and its parents"
-    found = {}
+    found: dict = {}
     for parent in reversed(kind.__mro__[:-1]):
         found |= dict(re.findall(r"^    (\w+): \w+ = [^#\n]*# (.+)$", inspect.getsource(parent), re.M))
     return found
@@ -593,7 +593,7 @@ def results_command(
     "Print the table of finished runs; damaged results are named, and the exit code is 1."
     one_of("format", format, ("table", "csv", "json"))
     tidied(runs)
-    damaged = []
+    damaged: list = []
     table = results(runs, damaged.append)
     if len(table) and (summary or figure): table = summarised(table, summary, figure)
     typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
@@ -755,7 +755,7 @@ def annotate_command(
         found = annotator_agreement(read_records(out), read_records(compare))
         return typer.echo(f"{found['table']}\n\nCohen's kappa {found['kappa']:.3f} on {found['maps']} maps labelled by "
                           "both")
-    spec = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
+    spec: Any = make_spec("attention", dict(model=model, task=task, seed=seed, data_dir=data_dir, texts=maps, shortest=shortest))
     show_page(annotation_notebook(spec, out, kind, name, beside), open_lab, port)
 
 # %% ../nbs/62_cli.ipynb #c11e0001
@@ -954,15 +954,16 @@ def main(
 ) -> int:                             # exit code
     "Run the command line; `BadInput` and file-system errors give 2, a failed run 1, Ctrl-C 130"
     try: said, code = "", app(words, standalone_mode=False) or 0
-    except (BadInput, OSError, RunFailed) as error: said, code = disk_full(error, getattr(error, "filename", None)
-                                                                           or "a file") or error, 1 if isinstance(error, RunFailed) else 2
+    except (BadInput, OSError, RunFailed) as error:
+        said = str(disk_full(error, getattr(error, "filename", None) or "a file") or error)
+        code = 1 if isinstance(error, RunFailed) else 2
     except ModuleNotFoundError as error:
-        if not (said := absent(error.name or "", door(words))): raise
-        code = 2
+        if not (missing := absent(error.name or "", door(words))): raise
+        said, code = str(missing), 2
     except KeyboardInterrupt: said, code = "", 130
     except Exception as error:
         if not hasattr(error, "exit_code"): raise
         said, code = getattr(error, "format_message", lambda: "")(), error.exit_code
     if code == 130: said = "interrupted; finished stages and runs are kept, the same command goes on from there"
-    if str(said): print(f"lottery-nb: {said}", file=sys.stderr)
+    if said: print(f"lottery-nb: {said}", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@
 __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_sparsity', 'stacked', 'survival', 'kappa', 'cochran',
            'mean_jaccard', 'null', 'statistics_of', 'seed_agreement', 'entry_gates', 'read_any_json', 'file_masks',
            'read_masks', 'run_masks', 'agreements', 'agreement_table', 'overlap', 'survival_correlation', 'transfer',
-           'transfer_to_full', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
+           'transfer_to_full', 'others_dark', 'transfer_to_own', 'early_over_late', 'middle_over_ends']
 
 # %% ../nbs/50_compare.ipynb #b6a775ef
 import gzip
@@ -231,7 +231,7 @@ def run_masks(
 ) -> dict[str, dict[str, "Gates"]]:   # task → seed → good gates
     "The good gates of finished structured runs"
     from lottery_nb.gates import Gates
-    masks = {}
+    masks: dict = {}
     for result in finished_runs(folder):
         if result["template"] != "structured" or result["spec"].get("super_seeds"): continue
         if result["spec"]["prune"] != one_of("kind", kind, ("heads_mlps", "heads", "mlps")): continue
@@ -333,10 +333,18 @@ def transfer_to_full(
                         matrix.columns)
     return matrix - pd.Series({t: fmean(scores) for t, scores in full.items()})[matrix.columns], wins
 
+# %% ../nbs/50_compare.ipynb #9c10b3c7
+def others_dark(
+    dark: pd.DataFrame,   # sources × targets, true or false
+) -> pd.Series:           # source → number of targets
+    "Targets on which a source's ticket is dark, the source itself left out (as printed beside Chen et al. 2020, Figure 2)"
+    itself = [source in dark and bool(dark.at[source, source]) for source in dark.index]
+    return dark.sum(axis=1) - np.array(itself, int)
+
 # %% ../nbs/50_compare.ipynb #150323cb
 def transfer_to_own(
     tickets: pd.DataFrame,    # one row per run: source, task, score
-) -> tuple[pd.DataFrame, pd.Series]:   # TRANSFER(S, T) - TRANSFER(T, T), and per source the number of targets where it is ≥ 0
+) -> tuple[pd.DataFrame, pd.Series]:   # TRANSFER(S, T) - TRANSFER(T, T), and per source the number of other targets where it is ≥ 0
     "Transferred tickets beside the target's own (Chen et al. 2020, Figure 2b)"
     matrix = transfer(tickets)
     own = pd.Series({t: matrix.at[t, t] for t in matrix.columns if t in matrix.index})
@@ -345,7 +353,7 @@ def transfer_to_own(
                                                                                         "itself, none of "
                                                                                         f"{', '.join(missing)}")
     difference = matrix - own[matrix.columns]
-    return difference, (difference >= 0).sum(axis=1)
+    return difference, others_dark(difference >= -1e-9)
 
 # %% ../nbs/50_compare.ipynb #c8354c8b
 def early_over_late(

@@ -68,7 +68,8 @@ def interval(
     "Bootstrap over pairs of task and seed, whose sparsities stay together"
     means = differences.groupby(level=PLACE).mean().to_numpy()
     draws = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
-    return float(means.mean()), *(float(end) for end in np.quantile(draws, [.025, .975]))
+    low, high = np.quantile(draws, [.025, .975])
+    return float(means.mean()), float(low), float(high)
 
 # %% ../nbs/59_criteria.ipynb #5dc014ef
 def differences(
@@ -98,7 +99,7 @@ def compared(
     base: str,            # a criterion
 ) -> str:                 # a sentence
     "Which criteria the numbers put above another, which below, and which they cannot tell apart"
-    groups = {"above": [], "below": [], "not told apart": []}
+    groups: dict[str, list[str]] = {"above": [], "below": [], "not told apart": []}
     for criterion in sorted(set(rows.criterion) - {base}):
         if not len(found := differences(rows, criterion, base)): continue
         mean, low, high = interval(found)
@@ -130,7 +131,8 @@ def steps_found(
     names = [name for name in means if name in row and not pd.isna(row[name])]
     spec = TicketSpec(**{name: row[name] for name in names})
     steps = [piece.steps for piece in METHODS[spec.method].pieces(mask_spec(spec))]
-    return None if None in steps else sum(steps)
+    known = [number for number in steps if number is not None]
+    return sum(known) if len(known) == len(steps) else None
 
 # %% ../nbs/59_criteria.ipynb #8e06d139
 def criteria_costs(

@@ -21,13 +21,13 @@ import re
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, TextIO
 
 from .files import BadInput, one_of
 from .names import DELIMITERS, is_file, is_micro
 
 # %% ../nbs/02_datafiles.ipynb #d41bd11b
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
 UNPACKED, SWELL = 2**27, 50   # bytes that any compressed file may unpack to, and how many times its own size beyond them
 
 # %% ../nbs/02_datafiles.ipynb #265f8bda
@@ -45,7 +45,7 @@ class Unpacked(io.RawIOBase):
         "Asked by `io.BufferedReader`"
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         "Unpack the next bytes"
         count = self.file.readinto(buffer)
         self.count += count
@@ -66,7 +66,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM
 def opened(
     path: Path,           # a text file, plain, .gz or .xz
     encoding: str = "",   # of the text; empty = by its byte-order mark, else utf-8
-) -> Iterator[IO]:        # open for reading, lines unchanged, a byte-order mark dropped
+) -> Iterator[TextIO]:      # open for reading, lines unchanged, a byte-order mark dropped
     "Open a text file; a missing, damaged or wrongly encoded one is `BadInput`"
     try:
         with io.BufferedReader(Unpacked(path), 2**16) as file:
@@ -260,8 +260,8 @@ def cut(
 
 # %% ../nbs/02_datafiles.ipynb #74c5cf0e
 def json_object(
-    text: str,    # JSON, or a value that was read already
-    where: str,   # file and row, for the message
+    text: str | dict,   # JSON, or a value that was read already
+    where: str,         # file and row, for the message
 ) -> dict:        # field → value, fields of inner objects by dotted names
     "One row of JSON"
     try:
@@ -277,7 +277,7 @@ def _once(pairs: list) -> dict:
 
 def _flat(value: dict, before: str = "") -> dict:
     "The fields of inner objects under dotted names"
-    found = {}
+    found: dict = {}
     for name, inner in value.items(): found |= _flat(inner, f"{before}{name}.") if isinstance(inner, dict) and inner else {before + name: inner}
     return found
 
@@ -326,7 +326,8 @@ def read_parquet(
     return Table(list(rows[0]) if rows else names, rows, {})
 
 # %% ../nbs/02_datafiles.ipynb #ff1dad08
-READERS = {".csv": read_delimited, ".tsv": read_delimited, ".jsonl": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
+READERS: dict[str, Callable[..., Table]] = {
+    ".csv": read_delimited, ".tsv": read_delimited, ".jsonl": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
 SAID = {   # what a format can be told
     ".csv": ("delimiter", "encoding"), ".tsv": ("delimiter", "encoding"), ".jsonl": ("encoding",), ".json": ("encoding",), ".parquet": ()}
 
@@ -446,7 +447,7 @@ def own_files(
     spec: Any,   # task (a path), columns, dev, delimiter, encoding
 ) -> Own:            # what is read
     "Which files and columns a task of the user's own is made of; reads headers only"
-    path, passed = existing(spec.task), {}
+    path, passed = existing(spec.task), dict[str, str]()
     names = names_of(path, **said_of(spec, path))
     if not names: raise BadInput(f"{path} has no rows")
     columns = user_columns(str(path), names, spec.columns)

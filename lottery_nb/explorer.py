@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from torch import nn
 
 from .attention import read_texts
 from .baseline import target_spec, theta0
@@ -99,7 +98,7 @@ def overlap_text(
 @lru_cache(maxsize=4)
 def loaded(
     folder: str,                                  # of a ticket run
-) -> tuple[Ticket, nn.Module, nn.Module, Any]:    # the ticket, θ0, θ0 pruned, the tokenizer
+) -> tuple[Ticket, Any, Any, Any]:                # the ticket, θ0, θ0 pruned, the tokenizer
     "A ticket on its model, kept for the next sentence"
     spec, ticket = read_spec(folder), Ticket.load(folder)
     whole, pruned = (theta0(target_spec(spec)).eval() for _ in range(2))
@@ -139,8 +138,9 @@ def drawn(
     ax: Axes,     # any axis of a figure
 ) -> bytes:       # PNG
     "A figure as a picture; it is closed"
-    ax.figure.savefig(buffer := io.BytesIO(), format="png", dpi=80, bbox_inches="tight")
-    plt.close(ax.figure)
+    figure: Any = ax.figure
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=80, bbox_inches="tight")
+    plt.close(figure)
     return buffer.getvalue()
 
 # %% ../nbs/53_explorer.ipynb #5ac00024
@@ -237,7 +237,7 @@ class Explorer:
         "Everything about the ticket"
         one = self.chosen()
         self.score.value = f"<b>{escape(ticket_title(one))}</b><br>{escape(score_text(self.runs, one))}"
-        for name, picture in self.pictures.items(): picture.value = b""
+        for picture in self.pictures.values(): picture.value = b""
         for name, png in ticket_pictures(self.runs, one).items(): self.pictures[name].value = png
         self.show_overlap(), self.show_attention()
 

@@ -36,7 +36,7 @@ def absent(
     "Say with which command a missing module comes"
     extra = extra_of(module)
     if extra in NESTED and door in NESTED: extra = max(extra, door, key=NESTED.index)
-    return extra and BadInput(f"{module.partition('.')[0]} is not installed: pip install 'lottery-nb[{extra}]'")
+    return BadInput(f"{module.partition('.')[0]} is not installed: pip install 'lottery-nb[{extra}]'") if extra else None
 
 # %% ../nbs/06_extras.ipynb #03b9fd44
 def need(
@@ -44,7 +44,7 @@ def need(
 ):
     "`BadInput` before anything is begun that a missing module would break off"
     for module in EXTRAS[extra].split():
-        if not find_spec(module): raise absent(module, extra)
+        if not find_spec(module) and (missing := absent(module, extra)): raise missing
 
 # %% ../nbs/06_extras.ipynb #987f5c5d
 REPORTERS = ("tensorboard", "wandb", "trackio")   # names of transformers' integrations and of the packages they need

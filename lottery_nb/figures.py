@@ -6,11 +6,13 @@
 __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score_curves', 'task_curves', 'average_curve',
            'loss_scatter', 'loss_panels', 'step_curve', 'distance_panels', 'density_table', 'density_heatmap',
            'history_curve', 'overlap_matrix', 'overlap_sides', 'survival_heatmap', 'survival_panels', 'outcome_bars',
-           'outcome_panels', 'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'transfer_heatmap',
-           'save_figure']
+           'outcome_panels', 'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'grouped_bars',
+           'transfer_heatmap', 'save_figure']
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
 import zlib
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,7 +65,8 @@ def score_curves(
     tasks = sorted(results.task.unique())
     rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
     figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.8*columns, 3.3*rows), squeeze=False, layout="constrained")
-    for task, ax in zip(tasks, axes.flat): score_curve(results, task, ax).get_legend().remove()
+    for task, ax in zip(tasks, axes.flat):
+        if legend := score_curve(results, task, ax).get_legend(): legend.remove()
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
     labels = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(labels.values(), labels, loc="outside right center", frameon=False)
@@ -73,11 +76,13 @@ def score_curves(
 def task_curves(
     results: pd.DataFrame,   # the results table
     title: str,              # of the figure, such as the model's name
-) -> bool:                   # whether there are any
+) -> Figure | None:          # None: no task has tickets
     "Score against sparsity of the tasks that have tickets"
     tasks = results[results.method != "dense"].task.unique()
-    if len(tasks): score_curves(results[results.task.isin(tasks)])[0].figure.suptitle(title)
-    return len(tasks) > 0
+    if not len(tasks): return None
+    figure = score_curves(results[results.task.isin(tasks)])[0].figure
+    figure.suptitle(title)
+    return figure
 
 # %% ../nbs/52_figures.ipynb #20ea0dd4
 def average_curve(
@@ -328,7 +333,7 @@ def importance_histogram(
 ) -> Axes:                    # importance against number of heads and MLPs
     "How importance is distributed: most members could go (Prasanna et al. 2020, Figure 3)"
     ax = ax or plt.subplots(figsize=(4.2, 2.8))[1]
-    ax.hist([heads.ravel(), mlps.ravel()], bins=np.linspace(0, 1, 11), stacked=True, color=_palette[:2],
+    ax.hist([heads.ravel(), mlps.ravel()], bins=[edge / 10 for edge in range(11)], stacked=True, color=_palette[:2],
             label=["heads", "MLPs"])
     ax.set(xlabel="importance (normalised)", ylabel="heads, MLPs")
     ax.legend(frameon=False)
@@ -377,7 +382,7 @@ def map_panels(
 ) -> np.ndarray:                   # array of axes, one per map
     "Attention maps side by side, queries down, keys across, each on its own scale (Prasanna et al. 2020, Figure 4a)"
     side = max(2.3, .17*len(tokens or ()) + .7)
-    figure, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
+    _, axes = plt.subplots(1, len(maps), figsize=(side*len(maps), side + .3), squeeze=False, layout="constrained")
     for ax, (title, one) in zip(axes[0], maps.items()):
         ax.imshow((one / max(np.quantile(one, .995), 1e-12)).clip(0, 1) ** .6, cmap="magma", interpolation="nearest")
         ax.set(xticks=range(len(tokens or ())), yticks=range(len(tokens or ())), xlabel="key", ylabel="query")
@@ -385,30 +390,47 @@ def map_panels(
         ax.set_title(title.replace(", ", "\n"), fontsize=8)
     return axes[0]
 
+# %% ../nbs/52_figures.ipynb #0f8e3578
+def grouped_bars(
+    table: pd.DataFrame,      # groups × series: numbers; missing ones leave a gap
+    unit: str,                # what they are
+    ax: Axes | None = None,   # where to draw; None = a new figure
+) -> Axes:                    # groups across, a bar a series
+    "Numbers side by side, such as scores by task (Chen et al. 2020, Figures 7 to 9)"
+    ax = ax or plt.subplots(figsize=(1.6 + .24*table.size, 3))[1]
+    colours = sns.color_palette("colorblind", max(table.shape[1], 1))
+    table.plot.bar(ax=ax, color=colours, width=.8, rot=0)
+    ax.axhline(0, color="black", linewidth=.6)
+    ax.set(xlabel="", ylabel=unit)
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
 # %% ../nbs/52_figures.ipynb #7b646b1a
 def transfer_heatmap(
     points: pd.DataFrame,        # from `transfer_matrix`
-    as_good: pd.DataFrame,       # from `transfer_matrix`: dark cells
+    dark: pd.DataFrame,          # from `transfer_matrix`
     count: pd.Series,            # from `transfer_matrix`: the numbers on the right
+    rule: str = "at least its own ticket",   # when a cell is dark
     ax: Axes | None = None,      # where to draw; None = a new figure
 ) -> Axes:                       # sources down, targets across; points against the full model
-    "A transfer matrix (Chen et al. 2020, Figures 2 and 5)"
+    "A transfer matrix (Chen et al. 2020, Figures 2, 5 and 6)"
     ax = ax or plt.subplots(figsize=(1.8 + .62*len(points.columns), 1 + .36*len(points)))[1]
-    sns.heatmap(as_good.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
+    sns.heatmap(dark.astype(float), annot=points, fmt=".1f", cmap="YlGnBu", vmin=-.1, vmax=1.3, cbar=False,
                 mask=points.isna(), linewidths=.5, annot_kws={"size": 8}, ax=ax)
-    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, int(count[source]),
+    for row, source in enumerate(points.index): ax.text(len(points.columns) + .2, row + .5, str(int(count[source])),
                                                         va="center", weight="bold")
-    ax.set(xlabel="trained on (points against the full model; dark: at least its own ticket)", ylabel="mask found on")
+    ax.set(xlabel=f"trained on (points against the full model; dark: {rule})", ylabel="mask found on")
     return ax
 
 # %% ../nbs/52_figures.ipynb #f5782b37
 def save_figure(
     ax: Axes,       # any axis of the figure
-    path: str,      # .png, .svg or .pdf
+    path: str | Path,   # .png, .svg or .pdf
 ) -> str:           # the path
     "Write a figure, atomically"
     kind = str(path).rsplit(".", 1)[-1]
     if kind not in ("png", "svg", "pdf"): raise BadInput(f"a figure must be .png, .svg or .pdf, got {path}")
-    with atomic(path) as temp: ax.figure.savefig(temp, format=kind, dpi=150, bbox_inches="tight")
-    plt.close(ax.figure)
+    figure: Any = ax.figure
+    with atomic(path) as temp: figure.savefig(temp, format=kind, dpi=150, bbox_inches="tight")
+    plt.close(figure)
     return str(path)

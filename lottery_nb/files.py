@@ -145,7 +145,7 @@ def atomic(
         temp.chmod(mode)
         with open(temp, "rb") as file: os.fsync(file.fileno())
         os.replace(temp, path)
-    except Exception as error: raise disk_full(error, path) or error
+    except Exception as error: raise disk_full(error, path) or error   # noqa: B904   (it is the error itself)
     finally: temp.unlink(missing_ok=True)
 
 # %% ../nbs/00_files.ipynb #3a4b2331
@@ -228,6 +228,7 @@ def first_damage(
     for name, digest in sums.items():
         if name not in present: return f"{folder}/{bare(name)} is missing"
         if file_digest(folder/name) != digest: return f"{folder/name} does not match its checksum (damaged or edited)"
+    return None
 
 # %% ../nbs/00_files.ipynb #4844c59c
 def verify(

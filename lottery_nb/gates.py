@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import BadInput, one_of, stage, verify
-from .weights import Architecture, architecture, encoder_layers, part
+from .weights import Architecture, HFModel, architecture, encoder_layers, part
 
 # %% ../nbs/34_gates.ipynb #fcacd1fe
 def binary(
@@ -78,12 +78,12 @@ class Gates:
 
 # %% ../nbs/34_gates.ipynb #2e3fc253
 def open_gates(
-    model: nn.Module,    # a whole model: no head or MLP removed yet
+    model: HFModel,      # a whole model: no head or MLP removed yet
 ) -> Gates:              # every gate open, in the model's shape
     "The gates of a model that has all its heads and MLPs"
     layers, size, families = encoder_layers(model), model.config.hidden_size, architecture(model).families
     for number, layer in enumerate(layers):
-        matrices = {family: part(layer, path) for family, path in families.items()}
+        matrices: dict[str, Any] = {family: part(layer, path) for family, path in families.items()}
         if not all(hasattr(matrix, "out_features")
                    for matrix in matrices.values()) or matrices["query"].out_features != size:
             raise BadInput(f"gates need a whole model, but heads or the MLP of layer {number} have been removed")
@@ -165,7 +165,7 @@ def example_scale(
 
 # %% ../nbs/34_gates.ipynb #838b5b50
 def sensitivity(
-    model: nn.Module,            # a model at rest
+    model: HFModel,              # a model at rest
     batch: dict[str, Tensor],    # one batch with labels, on the model's device
     gates: Gates,                # where the derivative is taken (all open = the full model)
     each: bool = True,           # one gradient per example, or one for the mean loss of the batch
@@ -184,7 +184,7 @@ MODES = ("per_example", "per_batch", "as_released")
 
 # %% ../nbs/34_gates.ipynb #dab058aa
 def importance(
-    model: nn.Module,                       # a fine-tuned model
+    model: HFModel,                         # a fine-tuned model
     batches: Iterable[dict[str, Tensor]],   # batches with labels, on any device
     gates: Gates | None = None,             # gates at which the derivative is taken; None = all open
     mode: str = "per_example",              # per_example, per_batch or as_released (B8)
@@ -192,7 +192,7 @@ def importance(
     "Importance of heads and MLPs (Michel et al. 2019; Prasanna et al. 2020, section 3.3)"
     one_of("mode", mode, MODES)
     gates = gates or open_gates(model)
-    total, terms, running = 0.0, 0, 0.0
+    total, running, terms = torch.zeros(()), torch.zeros(()), 0
     with at_rest(model):
         for batch in batches:
             grads = sensitivity(model, {k: v.to(model.device) for k, v in batch.items()}, gates,
@@ -243,7 +243,7 @@ def mark_gone(
 class NoHeads(nn.Module):
     "What is left of a self-attention without heads: LayerNorm(x + bias), or the bias alone where the layer itself closes its blocks"
 
-    def __init__(self, bias: Tensor | None, closing: nn.Module | None):
+    def __init__(self, bias: Tensor | None, closing: Any):   # a layer with LayerNorm and dropout, or None
         super().__init__()
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         if closing is not None: self.LayerNorm, self.dropout = closing.LayerNorm, closing.dropout
@@ -258,7 +258,7 @@ class NoHeads(nn.Module):
 class NoMLP(nn.Module):
     "What is left of a feed-forward block without its MLP: LayerNorm(x), or 0 where the layer itself closes its blocks"
 
-    def __init__(self, closing: nn.Module | None):
+    def __init__(self, closing: Any):   # a layer with LayerNorm, or None
         super().__init__()
         if closing is not None: self.LayerNorm = closing.LayerNorm
 
@@ -292,13 +292,13 @@ class PerHead:
 
 # %% ../nbs/34_gates.ipynb #1df80c21
 def cut_heads(
-    layer: nn.Module,      # one Transformer layer, changed in place
+    layer: Any,            # one Transformer layer, changed in place
     row: Architecture,     # of its model
     open: np.ndarray,      # gates of its heads, bool, (head,)
     keep_bias: bool,       # keep the output's bias when no head is left (equal to the gated model)
 ):
     "Remove the closed heads of one layer"
-    if open.all(): return
+    if open.all(): return None
     attention, output = layer.get_submodule(row.attention), layer.get_submodule(row.families["attention_output"])
     if not open.any():
         gone = NoHeads(output.bias if keep_bias else None, layer.get_submodule(row.closing) if row.closing else None)
@@ -324,7 +324,7 @@ def cut_mlp(
 
 # %% ../nbs/34_gates.ipynb #dfdd87dd
 def cut_closed(
-    model: nn.Module,          # a whole model, changed in place
+    model: HFModel,            # a whole model, changed in place
     gates: Gates,              # closed = removed
     keep_bias: bool = True,    # keep the bias of an emptied attention (D16)
 ) -> nn.Module:                # the same model; its config remembers the gates
@@ -383,7 +383,7 @@ def check_loadable(
 
 # %% ../nbs/34_gates.ipynb #652822a6
 def save_smaller(
-    model: nn.Module,      # from `smaller`, retrained or not
+    model: HFModel,        # from `smaller`, retrained or not
     folder: str | Path,    # a new folder; appears whole or not at all
 ) -> Path:                 # the folder
     "Save a cut model: config.json with its gates, smaller.safetensors"
@@ -424,7 +424,7 @@ def load_smaller(
 
 # %% ../nbs/34_gates.ipynb #0b9393fc
 def gates_of(
-    model: nn.Module,    # whole or cut model
+    model: HFModel,      # whole or cut model
 ) -> Gates:              # all open in a whole one
     "What is open in a model; `BadInput` where its configuration tells of another cut than was made"
     if not hasattr(model.config, "gates"): return open_gates(model)
@@ -438,7 +438,7 @@ def gates_of(
 
 # %% ../nbs/34_gates.ipynb #baf0943b
 def flops(
-    model: nn.Module,    # whole or cut model: its config tells the sizes and the gates
+    model: HFModel,      # whole or cut model: its config tells the sizes and the gates
     tokens: int,         # T, tokens per example
 ) -> int:                # floating-point operations of the encoder for one example
     "Operations of one forward pass of the encoder"
@@ -459,13 +459,13 @@ def weight_share(
 
 # %% ../nbs/34_gates.ipynb #537e1902
 def latency(
-    models: dict[str, nn.Module],   # name → model, all on one device
+    models: dict[str, HFModel],     # name → model, all on one device
     batch_size: int,                # examples
     tokens: int = 128,              # tokens per example
     repeats: int = 7,               # rounds; in each, every model runs once
 ) -> dict[str, float]:              # name → median seconds of one forward pass
     "Time models side by side: they take turns, so a busy machine slows all of them alike"
-    times = {name: [] for name in models}
+    times: dict[str, list[float]] = {name: [] for name in models}
     for round in range(repeats + 1):
         for name, model in models.items():
             inputs = torch.ones(batch_size, tokens, dtype=torch.long, device=model.device)

@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Iterator, get_type_hints
@@ -37,7 +38,7 @@ def expand(
     grid: dict,           # `template` and fields, or `grids`: a list of such blocks
 ) -> list[RunSpec]:       # every combination, in the order written
     "Expand a grid into specs; all that is wrong with it is one `BadInput`"
-    specs, asked, wrong = [], {}, {}
+    specs, asked, wrong = [], dict[str, Any](), dict[str, Any]()
     if (count := sum(map(block_size, grid_blocks(grid)))) > MOST_RUNS: raise BadInput(f"the grid asks for {count:,} "
                                                                                       f"runs, more than {MOST_RUNS:,}")
     for block in grid_blocks(grid):
@@ -95,7 +96,7 @@ def block_errors(
 
 # %% ../nbs/05_grid.ipynb #1147faba
 def unknown_field(
-    kind: type,    # a spec class
+    kind: type[RunSpec],    # a spec class
     name: Any,     # what stands where a field should
 ) -> str:          # such as "template ticket has no field 'sparsty' (did you mean 'sparsity'?)"
     "What to say about a field that does not exist"
@@ -120,10 +121,10 @@ def point_errors(
 ) -> list[str]:       # empty for a point that can be run
     "Everything that is wrong with a point of a grid"
     found = []
-    while errors := complaints([lambda: check_point(template, values)]):
+    while errors := complaints([partial(check_point, template, values)]):
         found += errors
         others = [{k: v for k, v in values.items() if k != name} for name in values]
-        values = next((left for left in others if complaints([lambda: check_point(template, left)]) != errors), {})
+        values = next((left for left in others if complaints([partial(check_point, template, left)]) != errors), {})
     return found
 
 # %% ../nbs/05_grid.ipynb #6c7d321e

@@ -56,7 +56,7 @@ def name_heads(
 def pattern_shares(
     named: pd.DataFrame,               # from `name_heads`, with any further columns
     by: list[str],                     # columns that tell groups apart, such as model and kind
-    surviving: np.ndarray = None,      # bool, layer × head: count these heads only; None = all
+    surviving: np.ndarray | None = None,   # bool, layer × head: count these heads only; None = all
 ) -> pd.DataFrame:                     # groups × classes: share of maps, rows sum to one
     "Distribution of patterns (Prasanna et al. 2020, Figures 4 and 18)"
     if surviving is not None: named = named[surviving[named["layer"], named["head"]]]
@@ -187,7 +187,8 @@ def share_table(
     surviving: np.ndarray | None,      # bool, layer × head; None = no comparison
 ) -> pd.DataFrame:                     # heads (all, surviving), model, kind × classes: shares that sum to one
     "Figures 4 and 18 as a table: all and surviving heads, pre-trained and fine-tuned, raw and norm-weighted"
-    groups = {"all": None} | ({"surviving": surviving} if surviving is not None and surviving.any() else {})
+    groups: dict[str, np.ndarray | None] = {"all": None}
+    if surviving is not None and surviving.any(): groups["surviving"] = surviving
     return pd.concat({name: pattern_shares(named, ["model", "kind"], heads) for name, heads in groups.items()},
                      names=["heads"])
 
@@ -200,11 +201,11 @@ def attention_result(
     "What a run writes down"
     table = share_table(named, surviving)
     shares = {" ".join(place): row.to_dict() for place, row in table.iterrows()}
-    found = {}
+    found: dict[str, dict] = {}
     for kind in ("raw", "norm") if surviving is not None else ():
-        found[kind] = heterogeneous_correlation(named[(named["model"] == "fine-tuned") & (named["kind"] == kind)],
-                                                surviving, seed=spec.seed)
-        found[kind] = {name: None if np.isnan(value) else value for name, value in found[kind].items()}
+        here = named[(named["model"] == "fine-tuned") & (named["kind"] == kind)]
+        tested = heterogeneous_correlation(here, np.asarray(surviving), seed=spec.seed)
+        found[kind] = {name: None if np.isnan(value) else value for name, value in tested.items()}
     flat = {f"heterogeneous_{kind}": float(table.loc[("all", "fine-tuned", kind), "heterogeneous"])
             for kind in ("raw", "norm")}
     return dict(task=spec.task, texts=int(named["text"].nunique()), shares=shares,

@@ -11,7 +11,7 @@ __all__ = ['LOOKS', 'KINDS_OF_CHAIN', 'levels', 'round_specs', 'round_lengths', 
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
@@ -101,7 +101,7 @@ class Chain:
         "Everything that level `number` depends on"
         names = ("pool", "scope", "round_epochs", "round_steps", "horizon", "rewind_head")
         own = {name: getattr(self.spec, name) for name in names}
-        late = {"theta_i": "of the whole training"} if self.rewind else {}
+        late: dict[str, Any] = {"theta_i": "of the whole training"} if self.rewind else {}
         late |= {"rounds": self.rounds()} if self.spec.horizon == "run" else {}
         late |= {"prune_first": True} if self.spec.prune_first else {}
         own |= {"rewind": self.rewind, "levels": [round(s, 6) for s in self.levels[:number]]}
@@ -153,7 +153,7 @@ class Chain:
         "Rounds of a chain that prunes everything, as the released one does"
         return math.ceil(round(1/self.spec.step, 6))
 
-    def restore(self, model: PreTrainedModel, before: Path):
+    def restore(self, model: PreTrainedModel, before: Any):
         "Rewind: θ0 (as loaded), θi of the whole training, or, without rewinding, the weights as they were trained"
         if self.rewind: load_weights(model, rewind_point(self.source, self.rewind, self.root)/WEIGHTS)
         if self.rewind is None: load_weights(model, before/WEIGHTS)
@@ -188,7 +188,7 @@ class JointChain(Chain):
         "The first task's model after round `number`, and the mask it was trained under (none in the first)"
         mask = Ticket.load(self.level(number - 1)/"ticket").mask if number > 1 else None
         nets, lengths = [theta0(source) for source in self.sources], round_lengths(self.spec)
-        tasks, data, tokenizers = zip(*map(materials, self.sources))
+        tasks, data, tokenizers = map(list, zip(*map(materials, self.sources)))
         train_once(partial, nets[0], lambda checkpoints: finetune_jointly(
             nets, tasks, data, tokenizers[0], self.sources, checkpoints, lengths, mask=mask,
             **self.line(number, sum(lengths))))
@@ -214,7 +214,7 @@ class StandingStill(TrainerCallback):
         "Where the mask of a look lies"
         return self.folder/f"look-{step:07d}.safetensors"
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **_):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_):
         "Look at the mask; end the training when the last looks agree"
         step = state.global_step
         if step % self.every: return
@@ -318,8 +318,9 @@ def round_total(
 ) -> int | None:     # optimizer steps on all tasks; None where data is not at hand, or a round ends by itself
     "How long a round is, as far as it is known beforehand"
     if isinstance(chain, EarlyChain): return None
-    parts = list(map(length_of, round_specs(chain.spec)))
-    return None if None in parts else sum(parts)
+    parts = [length_of(spec) for spec in round_specs(chain.spec)]
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 # %% ../nbs/32_imp.ipynb #954efa78
 def chain_pieces(

@@ -9,7 +9,7 @@ __all__ = ['WORTH', 'MODEL_FILES', 'state_of', 'digest_of', 'remembered', 'remem
 # %% ../nbs/03_inputs.ipynb #f777f5e0
 import re
 import time
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def state_of(
 # %% ../nbs/03_inputs.ipynb #d38ba203
 WORTH = 2**20   # bytes of a file whose digest is remembered; a smaller one is hashed in a millisecond
 
-@lru_cache(maxsize=None)
+@cache
 def digest_of(
     path: Path,                # absolute
     state: tuple[int, ...],    # of `state_of`

@@ -9,6 +9,7 @@ __all__ = ['Joint', 'Batches', 'JointTrainer', 'finetune_jointly']
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -83,7 +84,7 @@ class JointTrainer(Finetuner):
         self.masker = self.maskers[inputs["which"]]
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Tensor | None = None) -> Tensor:
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Tensor | None = None) -> Tensor:
         "The loss of the batch's own model"
         own = {name: value for name, value in inputs.items() if name != "which"}
         return super().compute_loss(model.nets[inputs["which"]], own, return_outputs)

@@ -41,12 +41,12 @@ def unpack_map(
 ) -> np.ndarray:       # float32, query × key, each cell within 1/31 of the largest
     "A map from its text; a damaged one is `BadInput`"
     try:
-        side, largest, cells = text.split(":")
-        side, largest = int(side), float(largest)
+        edge, most, cells = text.split(":")
+        side, largest = int(edge), float(most)
         if not 0 < side <= 2**12 or not 0 <= largest < np.inf: raise ValueError("its side or its largest value is "
                                                                                 "out of range")
-        values = zlib.decompressobj().decompress(base64.b64decode(cells, validate=True), side * side + 1)
-        values = np.frombuffer(values, np.uint8).reshape(side, side)
+        packed = zlib.decompressobj().decompress(base64.b64decode(cells, validate=True), side * side + 1)
+        values = np.frombuffer(packed, np.uint8).reshape(side, side)
     except (AttributeError, ValueError,
             zlib.error) as error: raise BadInput(f"the map {str(text)[:20]!r}… cannot be read: {error}") from None
     return (largest * (values / 31) ** 2).astype(np.float32)
@@ -268,7 +268,7 @@ def example_card(
     count: int = 3,     # maps of each class
 ) -> dict[str, dict]:   # class → text (what it looks like), maps (base64 PNG)
     "What the classes look like: maps of `eye_labels`, of the half that rules were chosen on"
-    found = {label: [] for label in KEYS.values()}
+    found: dict[str, list[str]] = {label: [] for label in KEYS.values()}
     for record in eye_labels("develop"):
         if len(found[record["label"]]) < count: found[record["label"]].append(png_text(record["map"], side=.72))
     return {label: {"text": APPEARANCE[label], "maps": maps} for label, maps in found.items()}
@@ -295,7 +295,7 @@ def page_state(
         about = (f"{Path(record['task']).stem} text {record['row']}, layer {record['layer']}, head {record['head']}, "
                  f"{len(one)} tokens")
         state |= dict(png=png_text(one, record["special"]), about=about)
-    kappa = agreed and f"kappa {agreed['kappa']:.2f} on {agreed['maps']} maps labelled by both"
+    kappa = f"kappa {agreed['kappa']:.2f} on {agreed['maps']} maps labelled by both" if agreed else ""
     return state | {"note": "\n".join(filter(None, [note, kappa, f"Labels: {annotator.out}"]))}
 
 # %% ../nbs/42_labels.ipynb #4be1a009
@@ -310,7 +310,7 @@ def obey(
             case {"do": "undo"}: annotator.undo()
             case {"do": "skip"}: annotator.skip()
             case _: raise BadInput(f"the page cannot do {message}")
-        return page_state(annotator, message.get("label") and f"Last: {message['label']}")
+        return page_state(annotator, f"Last: {message['label']}" if message.get("label") else "")
     except (BadInput, OSError) as error: return page_state(annotator, str(error))
 
 # %% ../nbs/42_labels.ipynb #9dec7ec8

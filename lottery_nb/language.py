@@ -167,7 +167,7 @@ class Pair(NamedTuple):
 # %% ../nbs/20_language.ipynb #69d35c0b
 def read_pairs(
     text: str,                    # lines `words | words | kinds`
-    forms: dict[str, str] = None, # word → past; filled on the way
+    forms: dict[str, str] | None = None, # word → past; filled on the way
 ) -> tuple[Pair, ...]:            # one pair a line
     "Read a table of antonyms"
     rows = [line.split("|") for line in text.strip().split("\n")]
@@ -175,7 +175,7 @@ def read_pairs(
     return tuple(Pair(side(one), side(two), tuple(kinds.split())) for one, two, kinds in rows)
 
 # %% ../nbs/20_language.ipynb #55d3b61c
-PLURAL, PAST = {}, {}
+PLURAL, PAST = dict[str, str](), dict[str, str]()
 NOUN_GROUPS = {kind: read_groups(words, regular_plural, PLURAL) for kind, words in NOUNS.items()}
 ROLE_GROUPS = {pronoun: read_groups(words, regular_plural, PLURAL) for pronoun, words in ROLES.items()}
 VERB_PAIRS, ADJECTIVE_PAIRS = read_pairs(VERBS, PAST), read_pairs(ADJECTIVES)
@@ -184,7 +184,7 @@ TOP = {kind: top for top, kinds in TOPS.items() for kind in kinds.split()}
 PRONOUN = {name: pronoun for pronoun, names in NAMES.items()
            for name in names.split()} | {w: p for p, groups in ROLE_GROUPS.items() for group in groups for w in group}
 BARE = {name for names in NAMES.values() for name in names.split()} | {"someone"}
-KIND |= {person: "person" for person in PRONOUN}
+KIND |= dict.fromkeys(PRONOUN, "person")
 _SIDES = [side for pair in VERB_PAIRS + ADJECTIVE_PAIRS for side in ((pair.one, pair.two), (pair.two, pair.one))]
 OPPOSITE = {word: two for one, two in _SIDES for word in one}
 SAME = {word: group for group in chain(*NOUN_GROUPS.values(), *ROLE_GROUPS.values(), (one for one, _ in _SIDES))
@@ -392,7 +392,7 @@ def entailed(
 ) -> Event:         # an event that is true whenever the first one is
     "Say less: drop details, be less precise, use synonyms"
     if event.negated: return swap_synonyms(event, draw, 1 + draw.chance(.5))
-    less = event._replace(**{slot: "" for slot in ("adjective", "place", "time") if draw.chance(.4)})
+    less = event._replace(**dict[str, Any]((slot, "") for slot in ("adjective", "place", "time") if draw.chance(.4)))
     if draw.chance(.4): less = general(less, draw)
     if draw.chance(.12): less = less._replace(agent="someone")
     return swap_synonyms(less, draw, 1) if less == event or draw.chance(.5) else less
@@ -448,8 +448,8 @@ def related(
         slot = draw.pick(tuple(new)) if new else ""
         swap = slot and not event.negated and draw.chance(.4)
         other = event._replace(**{slot: new[slot]}) if swap else change(event, lex, draw, ("noun", "verb", "agent", "place"))[0]
-    if draw.chance(.4) and not event.negated: other = other._replace(**{slot: "" for slot in ("adjective", "time")
-                                                                        if getattr(event, slot) == getattr(other, slot)})
+    if draw.chance(.4) and not event.negated: other = other._replace(**dict[str, Any](
+        (slot, "") for slot in ("adjective", "time") if getattr(event, slot) == getattr(other, slot)))
     return swap_synonyms(other, draw, 1) if draw.chance(.4) else other
 
 # %% ../nbs/20_language.ipynb #a40f9bd0
@@ -514,7 +514,7 @@ def _fact(lex, draw):
 def _facts(lex, draw): return Document(_fact(lex, draw), _fact(lex, draw), 0)
 
 # %% ../nbs/20_language.ipynb #3133f405
-QUESTIONS = dict(
+QUESTIONS: dict[str, tuple[str, ...]] = dict(
     who=("who {past} {patient} ?", "who was {patient} {past} by ?"),
     what=("what did {agent} {verb} ?", "what was {past} by {agent} ?"),
     where=("where did {agent} {verb} {patient} ?", "where was {patient} {past} ?"),
@@ -733,11 +733,11 @@ def documents(
     seed: int | str = 0,                    # of the corpus
 ) -> Iterator[tuple[str, Document]]:        # kind and document, without end
     "The stream of the corpus, salient words marked"
-    draw, lex, kinds, earlier = Draw(f"corpus {seed}"), lexicon(), wheel(SHARES), {}
+    draw, lex, kinds, earlier = Draw(f"corpus {seed}"), lexicon(), wheel(SHARES), dict[str, str]()
     while True:
         kind = draw.pick(kinds)
         document = DOCUMENT_KINDS[kind](lex, draw)
-        first, second, label = document
+        first, second, _ = document
         if kind in SWAPPED:
             other, earlier[kind] = earlier.get(kind, second), second
             if draw.chance(.15): document = Document(first, other, 1)
@@ -945,9 +945,9 @@ ROWS = dict(
 )
 
 # %% ../nbs/20_language.ipynb #42aaeb28
-def _split(name, split, row, size, seed):
+def _split(name, split, row: Callable, size: int, seed: int):
     "Rows of one split: no text twice, dev sets from reserved texts and mostly from the other half of the lexicon"
-    draw, dev, rows = Draw(f"{name} {split} {seed}"), split != "train", {}
+    draw, dev, rows = Draw(f"{name} {split} {seed}"), split != "train", dict[tuple, dict]()
     while len(rows) < size:
         side = "train" if not dev else "dev" if draw.chance(.75) else "whole"
         made = row(lexicon(side, seed), draw)
@@ -961,5 +961,6 @@ def micro_task(
 ) -> dict[str, list[dict]]:         # train and dev (for mnli dev_mm too) → rows in the columns of GLUE or SQuAD
     "The rows of one task of the micro world"
     row, train, dev = ROWS[one_of("micro task", name, ROWS)]
-    splits = dict(train=(row, train), dev=(row, dev)) | (dict(dev_mm=(_mnli_mismatched, dev)) if name == "mnli" else {})
+    splits: dict[str, tuple[Callable, int]] = dict(train=(row, train), dev=(row, dev))
+    if name == "mnli": splits["dev_mm"] = _mnli_mismatched, dev
     return {split: _split(name, split, *made, seed) for split, made in splits.items()}

@@ -10,7 +10,7 @@ __all__ = ['INTEGERS', 'Mask', 'side_by_side', 'jaccard', 'unpack_bits', 'keep_b
 import weakref
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Iterator
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
@@ -189,14 +189,14 @@ def matched(
 
 # %% ../nbs/11_masks.ipynb #7b6ba4f3
 def shard_of(
-    values: Tensor,   # a tensor, or a DTensor of `fully_shard`
+    values: Any,   # a tensor, or a DTensor of `fully_shard`
 ) -> Tensor:          # the part of it that this process holds, not copied; no autograd
     "A tensor in this process"
     return values.detach().to_local() if hasattr(values, "to_local") else values.detach()
 
 # %% ../nbs/11_masks.ipynb #de5b79e8
 def bits_for(
-    weight: Parameter,   # a weight of the model, sharded or not
+    weight: Any,         # a weight of the model, sharded or not
     kept: Tensor,        # bool, of its whole shape
 ) -> Tensor:             # int8: -1 = kept, in the shape of what this process holds of the weight
     "What `keep_bits` needs for a weight"
@@ -213,7 +213,8 @@ def parameter_at(
     "Look up a parameter by its place, in a microsecond"
     *modules, attribute = path.split(".")
     for name in modules:
-        if (model := model._modules.get(name)) is None: return None
+        if (inner := model._modules.get(name)) is None: return None
+        model = inner
     return model._parameters.get(attribute)
 
 # %% ../nbs/11_masks.ipynb #65186b82
@@ -226,9 +227,10 @@ class Hold:
         mask: Mask,         # which weights live
     ):
         names = {weight: name for name, weight in matched(model, mask).items()}
-        self.mask, self._model, self._keep, self._handles = mask, weakref.ref(model), WeakTensorKeyDictionary(), []
+        self.mask, self._keep, self._handles = mask, WeakTensorKeyDictionary(), []
+        self._model: Callable[[], Any] = weakref.ref(model)
         self._paths = {names[weight]: path for path, weight in model.named_parameters(remove_duplicate=False) if weight in names}
-        self._homes = weakref.WeakKeyDictionary()
+        self._homes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         for module in model.modules():
             inside = {attribute: names[weight] for attribute, weight in module._parameters.items() if weight in names}
             if inside: self._watch(module, inside)
@@ -286,7 +288,7 @@ class Hold:
         if name and weight is not None: self._attach(weight, name)
 
     def _after_backward(self, weight: Parameter):
-        self._zero(weight, weight.grad)
+        if weight.grad is not None: self._zero(weight, weight.grad)
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict):
         "Hold what has taken the place of a held parameter"
@@ -312,7 +314,7 @@ class Reload:
 
     def __init__(
         self,
-        hold: Hold | None,         # whose mask it is
+        hold: Any,                 # the `Hold` whose mask it is; None in a copy of its module
         inside: dict[str, str],    # attribute of the module → member of the mask
     ): self.hold, self.inside = hold, inside
 
@@ -335,9 +337,8 @@ def runs_sparse(
     kept: Tensor,       # bool, the mask of the weight
 ) -> bool:              # whether torch's semi-structured kernels can take it
     "Whether a matrix is 2:4, of a linear map, in half precision on a GPU, and of a size that the kernels know"
-    weight = owner.weight
-    able = isinstance(owner, nn.Linear) and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)
-    return able and kept.shape[0] % 32 == kept.shape[1] % 64 == 0 and bool((kept.reshape(-1, 4).sum(1) <= 2).all())
+    if not isinstance(owner, nn.Linear) or not owner.weight.is_cuda or owner.weight.dtype not in (torch.float16, torch.bfloat16): return False
+    return kept.shape[0] % 32 == kept.shape[1] % 64 == 0 and bool((kept.reshape(-1, 4).sum(1) <= 2).all())
 
 # %% ../nbs/11_masks.ipynb #c8e9451f
 @torch.no_grad()

@@ -11,7 +11,7 @@ __all__ = ['SCORES_FILE', 'EXAMPLES', 'CHAINED', 'MASKED', 'METHODS', 'Method', 
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +27,7 @@ from .models import start_weights
 from .movement import train_scores
 from .scores import collect, linear_owner, needs, reads_data
 from .select import check_rows, topk_mask
-from .spec import READS, SCORED, SHARE, RunSpec, TicketSpec, slugged
+from .spec import OPEN, READS, SCORED, SHARE, RunSpec, TicketSpec, slugged
 from .store import stage_folder
 from .tamt import find_trained, mask_pieces
 from .tickets import Ticket, check_architecture, check_weights, present, provenance_of, read_any_mask
@@ -37,7 +37,7 @@ from .weights import prunable
 # %% ../nbs/38_methods.ipynb #923922cc
 class Method(NamedTuple):
     "A row of `METHODS`"
-    find: Callable[[TicketSpec, Path | None], Ticket]                         # spec at sparsity > 0 and folder of runs → its ticket
+    find: Callable[..., Ticket]                           # spec at sparsity > 0 and folder of runs → its ticket
     reads: tuple[str, ...] = SHARE                                             # fields beyond `EVERY` that mean something to it
     pieces: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that finding its mask takes
     begin: Callable[..., dict] = lambda spec, model, root: {}                 # puts the weights to retrain into a model at θ0; settings of `finetune`
@@ -149,7 +149,7 @@ def movement_pieces(
 # %% ../nbs/38_methods.ipynb #379ae327
 def found_whole(
     spec: TicketSpec,                 # any run at sparsity 0
-    root: Path | None = None,         # not used
+    root: str | Path | None = None,   # not used
 ) -> Ticket:                          # every weight of the pool lives
     "The ticket of the full model"
     model = theta0(target_spec(spec))
@@ -167,8 +167,8 @@ def find_given(
     return Ticket(mask, provenance_of(model, mask, model=spec.model, method=spec.method, pool=spec.pool, seed=spec.seed, source=Path(spec.mask).name))
 
 # %% ../nbs/38_methods.ipynb #68d2506c
-CHAINED = dict(find=find_by_chain, pieces=chain_pieces)
-MASKED = dict(find=find_trained, pieces=mask_pieces)
+CHAINED: dict[str, Any] = dict(find=find_by_chain, pieces=chain_pieces)
+MASKED: dict[str, Any] = dict(find=find_trained, pieces=mask_pieces)
 METHODS = {
     "dense": Method(found_whole, reads=READS["dense"], colour="0.2"),
     "random": one_shot("random", reads=READS["random"], colour="0.6"),
@@ -201,7 +201,7 @@ def mask_spec(
     spec: TicketSpec,   # a run; `mask_seed` is the seed of its mask where that is another
 ) -> TicketSpec:        # the run whose mask it shares
     "A run as its mask sees it"
-    return spec if spec.mask_seed is None else replace(spec, seed=spec.mask_seed, mask_seed=None)
+    return spec if spec.mask_seed is None else replace(spec, seed=spec.mask_seed, mask_seed=OPEN)
 
 # %% ../nbs/38_methods.ipynb #c7b9722a
 def find_ticket(

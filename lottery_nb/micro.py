@@ -24,7 +24,7 @@ from .weights import architecture, encoder_layers, mlm_head
 # %% ../nbs/21_micro.ipynb #b1ab5ac7
 SIZE = dict(num_hidden_layers=4, num_attention_heads=4, hidden_size=128, intermediate_size=512, initializer_range=.05,
             hidden_dropout_prob=.1, attention_probs_dropout_prob=.1)
-RECIPE = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98],
+RECIPE: dict[str, Any] = dict(steps=3600, batch=32, learning_rate=1.2e-3, warmup=300, weight_decay=.01, betas=[.9, .98],
               masked=.15, salient=.6,
               relation=1.5, echoes=16_000, seed=0, every=600, threads=2)
 
@@ -63,7 +63,7 @@ def mimetic(
     layers, families = encoder_layers(model), architecture(model).families
     with torch.no_grad():
         for i, layer in enumerate(layers):
-            matrices = {family: layer.get_submodule(path).weight for family, path in families.items()}
+            matrices: dict[str, Any] = {family: layer.get_submodule(path).weight for family, path in families.items()}
             size = len(matrices["query"])
             value, rotation = (torch.linalg.qr(noise(size))[0] for _ in range(2))
             scale = .8 if i < len(layers) / 2 else .3

@@ -11,7 +11,7 @@ __all__ = ['WEIGHT_FILES', 'HEADS', 'STARTS', 'model_source', 'hub_name', 'quiet
 # %% ../nbs/23_models.ipynb #d501b95b
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import datasets
 import torch
@@ -110,9 +110,9 @@ def load_config(
     dropout: float | None = None,   # of hidden states and attention while training; None = the model's own
 ) -> PreTrainedConfig:              # the model's configuration with labels and dropout set
     "Configuration of a model for a task; its architecture must have a row in `weights.ARCHITECTURES`"
-    settings = {}
+    settings: dict[str, Any] = {}
     if task.kind == "classification":
-        names = [str(label) for label in task.labels]
+        names = [str(label) for label in task.labels or ()]
         settings |= dict(problem_type="single_label_classification", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     if task.kind == "regression": settings |= dict(problem_type="regression", num_labels=1)
     try: config = AutoConfig.from_pretrained(model_source(model), trust_remote_code=False, **settings)
@@ -248,8 +248,9 @@ def predicts_words(
 def named_models() -> list[dict]:   # a name each: model, installed, what `names.Packaged` and `described` say
     "The models that need neither a hub nor a folder"
     own = Packaged("lottery-nb", "", "Apache-2.0", "the micro world's corpus, an invented language", "minutes of work; says nothing about English")
-    micro = [{"model": name, "installed": True} | own._asdict() for name in ("micro", "micro-roberta")]
-    rows = [{"model": name, "installed": bool(package_folder(row))} | row._asdict() for name, row in PACKAGED.items()]
+    micro = [dict[str, Any](model=name, installed=True) | own._asdict() for name in ("micro", "micro-roberta")]
+    rows: list[dict[str, Any]] = [{"model": name, "installed": bool(package_folder(row))} | row._asdict()
+                                  for name, row in PACKAGED.items()]
     return [row | (described(row["model"]) if row["installed"] else {}) for row in micro + rows]
 
 # %% ../nbs/23_models.ipynb #0259845c
@@ -289,7 +290,7 @@ def shuffle_layers(
     generator, order = torch.Generator().manual_seed(seed), list(range(layers))
     while order == list(range(layers)): order = torch.randperm(layers, generator=generator).tolist()
     old = {place(name): weight.clone() for name, weight in weights.items()}
-    for (family, layer), name in zip(map(place, weights), weights): weights[name].copy_(old[family, order[layer]])
+    for (family, layer), name in zip(map(place, weights), weights): weights[name].copy_(old[family, order[layer or 0]])
     return order
 
 # %% ../nbs/23_models.ipynb #e30313a1

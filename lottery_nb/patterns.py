@@ -206,7 +206,7 @@ class PatternCNN(nn.Module):
         source = torch.Generator().manual_seed(seed)
         for weight in self.parameters():
             nn.init.xavier_normal_(weight, generator=source) if weight.ndim > 1 else nn.init.zeros_(weight)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)   # type: ignore[call-overload]   # missing in torch's stubs
 
     def forward(
         self,
@@ -259,10 +259,10 @@ class PatternCNN(nn.Module):
 def same_size(
     sizes: list[int],            # tokens of each map
     batch_size: int,             # maps of 64 tokens in a batch
-    order: np.ndarray = None,    # the order to take them in; None = as they are
+    order: np.ndarray | None = None,    # the order to take them in; None = as they are
 ) -> Iterator[list[int]]:        # positions of maps of one size
     "Batches of maps of one size, and of at most `batch_size` × 64² cells"
-    groups = {}
+    groups: dict = {}
     for i in range(len(sizes)) if order is None else order: groups.setdefault(sizes[i], []).append(int(i))
     for size, group in groups.items():
         step = max(1, int(batch_size * min(4, (64 / size) ** 2)))
@@ -273,7 +273,7 @@ def bar(
     items: Any,           # anything to iterate over
     text: str,            # what is being done
     shown: bool,          # whether to show the bar
-    total: int = None,    # number of items; None = their length
+    total: int | None = None,    # number of items; None = their length
 ) -> Any:                 # iterates over `items`
     "A progress bar"
     from tqdm.auto import tqdm
@@ -283,7 +283,7 @@ def bar(
 def train_cnn(
     maps: list[np.ndarray],                # square maps of any sizes
     names: list[str],                      # their classes
-    folder: str | Path = None,             # keeps the state after each epoch, for resuming; None = nowhere
+    folder: str | Path | None = None,      # keeps the state after each epoch, for resuming; None = nowhere
     epochs: int = 10,                      # passes over the maps
     seed: int = 0,                         # weights and order
     learning_rate: float = 1e-3,           # of Adam in the first epoch; falls in equal steps towards 0
@@ -334,7 +334,7 @@ def read_state(
     if path is None or not path.exists(): return 0
     values = load_file(path)
     cnn.load_state_dict({name: values[name] for name in cnn.state_dict()})
-    state = {}
+    state: dict = {}
     for name in values:
         if name.startswith("adam."): state.setdefault(int(name.split(".")[1]), {})[name.split(".", 2)[2]] = values[name]
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
@@ -388,8 +388,8 @@ def study(
     for fold, (train, valid) in enumerate(StratifiedKFold(folds, shuffle=True,
                                                           random_state=seed).split(rest, pick(rest)[1])):
         seen, right = pick(rest[valid])
-        def note(epoch, cnn): curves[fold, epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0],
-                                                                         average="weighted")
+        def note(epoch, cnn, row=curves[fold], seen=seen, right=right):
+            row[epoch - 1] = metrics.f1_score(right, cnn.predict(seen)[0], average="weighted")
         train_cnn(*pick(rest[train]), epochs=epochs, seed=seed, after=note, progress=progress)
     chosen = int(curves.mean(0).argmax()) + 1
     cnn = train_cnn(*pick(rest), epochs=chosen, seed=seed, progress=progress)

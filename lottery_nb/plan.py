@@ -9,6 +9,7 @@ __all__ = ['PIECES', 'pieces', 'plan', 'step_seconds', 'untrained', 'shape', 'ho
 import tempfile
 import time
 from dataclasses import replace
+from typing import Callable, Iterator
 
 import pandas as pd
 from transformers import PreTrainedModel
@@ -20,13 +21,15 @@ from .micro import micro_config
 from .models import HEADS, load_config
 from .mpruning import weights_pieces
 from .names import TABLE, architecture_of, is_micro
-from .spec import RunSpec
+from .spec import OPEN, RunSpec
 from .structured import gates_pieces
 from .tasks import load_data, task_of
 from .training import finetune
 
 # %% ../nbs/60_plan.ipynb #edde18db
-PIECES = {"ticket": ticket_pieces, "structured": gates_pieces, "magnitude": weights_pieces, "attention": lambda spec: iter([dense_piece(spec)])}
+PIECES: dict[str, Callable[..., Iterator[Piece]]] = {
+    "ticket": ticket_pieces, "structured": gates_pieces, "magnitude": weights_pieces,
+    "attention": lambda spec: iter([dense_piece(spec)])}
 
 # %% ../nbs/60_plan.ipynb #1a093698
 def pieces(
@@ -57,7 +60,7 @@ def step_seconds(
 ) -> float | None:    # seconds a step; None where the model or the data is not on this machine
     "Time a few optimizer steps here"
     if not is_local(spec.model) or not (is_micro(spec.model) or reads_local(spec)): return None
-    spec = replace(spec, max_train=spec.batch_size * long, max_steps=None)
+    spec = replace(spec, max_train=spec.batch_size * long, max_steps=OPEN)
     task, data, tokenizer = task_of(spec), load_data(spec), tokenizer_here(spec.model)
     seconds = {}
     for length in (1, short, long):   # the first pays for warming up
@@ -100,6 +103,6 @@ def hours(
     shared = {piece.key: piece for piece in needed}
     times = {spec: step_time or step_seconds(spec) for spec in dict.fromkeys(map(shape, shared.values()))}
     unknown = sorted({spec.model for spec, seconds in times.items() if seconds is None})
-    total = lambda group: None if unknown else sum((piece.steps or 0) * times[shape(piece)] for piece in group) / 3600
+    total = lambda group: None if unknown else sum((piece.steps or 0) * (times[shape(piece)] or 0) for piece in group) / 3600
     return {"alone": total(needed), "shared": total(shared.values()), "not_timed": unknown,
             "step_seconds": {} if step_time else {f"{s.model} {s.task} {s.batch_size}x{s.max_length}": seconds for s, seconds in times.items()}}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ITEM', 'GRIDS', 'REPORTS', 'finding', 'verdict', 'order_said', 'beside', 'item_anchor', 'picture', 'readable',
-           'column_blocks', 'Section', 'conclusions', 'board', 'no_runs', 'page_places', 'page_tickets', 'gap_lines',
+           'column_blocks', 'Section', 'board', 'conclusions', 'no_runs', 'page_places', 'page_tickets', 'gap_lines',
            'report_path', 'whole_page', 'with_mathml', 'render']
 
 # %% ../nbs/54_report.ipynb #1e0f38f9
@@ -18,6 +18,7 @@ from html import escape
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -165,14 +166,6 @@ def _linked(table):
     link = lambda match: f'<td><a href="#{item_anchor(match[1])}">{match[1]}</a></td>'
     return re.sub(rf"<td>({ITEM.pattern})</td>", link, readable(table).to_html())
 
-# %% ../nbs/54_report.ipynb #72f08c02
-def conclusions(
-    *sections: Section,   # of a page, in its order
-) -> Section:             # their sentences and verdicts
-    "What holds here: what a page ends with"
-    lines = [line for section in sections for line in (*section.said, *map(verdict_line, section.verdicts))]
-    return Section({"What holds here": lines or ["nothing can be said without runs"]})
-
 # %% ../nbs/54_report.ipynb #eede0ce3
 def board(
     *sections: Section,   # of a page, in its order
@@ -180,6 +173,16 @@ def board(
     "The verdicts of a page: what it begins with"
     table = verdict_table([verdict for section in sections for verdict in section.verdicts])
     return Section({"Verdicts": table if len(table) else "no claim could be judged: there are no runs"})
+
+# %% ../nbs/54_report.ipynb #72f08c02
+def conclusions(
+    *sections: Section,   # of a page, in its order
+    top: Any = None,      # a display of the page's beginning (`display(..., display_id=True)`), which gets the verdicts
+) -> Section:             # their sentences and verdicts
+    "What holds here: what a page ends with"
+    if top: top.update(board(*sections))
+    lines = [line for section in sections for line in (*section.said, *map(verdict_line, section.verdicts))]
+    return Section({"What holds here": lines or ["nothing can be said without runs"]})
 
 # %% ../nbs/54_report.ipynb #b47947fd
 GRIDS = {   # page → a grid that makes its runs

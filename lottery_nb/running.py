@@ -7,6 +7,7 @@ __all__ = ['RUNS', 'ticket_values', 'gates_values', 'weights_values', 'heads_val
 
 # %% ../nbs/44_running.ipynb #f8c87317
 from pathlib import Path
+from typing import Callable
 
 from .baseline import dense
 from .files import locked, runs_root
@@ -62,7 +63,8 @@ def heads_values(
     return attention_result(spec, named, surviving_heads(spec, named))
 
 # %% ../nbs/44_running.ipynb #dfe40764
-RUNS = {"ticket": ticket_values, "structured": gates_values, "magnitude": weights_values, "attention": heads_values}
+RUNS: dict[str, Callable[..., dict]] = {
+    "ticket": ticket_values, "structured": gates_values, "magnitude": weights_values, "attention": heads_values}
 
 # %% ../nbs/44_running.ipynb #34ffb5b9
 def run(

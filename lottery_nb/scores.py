@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from math import nan
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from .files import BadInput, one_of
+from .weights import HFModel
 
 # %% ../nbs/12_scores.ipynb #33592d7e
 class ScoreMap(Mapping):
@@ -109,7 +110,9 @@ def wanda(
     return scores
 
 # %% ../nbs/12_scores.ipynb #f35fd17f
-SCORES = {"magnitude": magnitude, "random": random, "first-order": first_order, "fisher": fisher, "snip": snip, "wanda": wanda}
+SCORES: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "magnitude": magnitude, "random": random, "first-order": first_order,
+    "fisher": fisher, "snip": snip, "wanda": wanda}
 
 # %% ../nbs/12_scores.ipynb #fd783e62
 def needs(
@@ -131,7 +134,7 @@ def reads_data(
 @contextmanager
 def judging(
     model: nn.Module,   # any model
-) -> Iterator[None]:
+) -> Iterator[nn.Module]:   # the same
     "Evaluation mode while open: no dropout"
     training = model.training
     try: yield model.eval()
@@ -139,13 +142,13 @@ def judging(
 
 # %% ../nbs/12_scores.ipynb #6677b9b1
 def batch_losses(
-    model: nn.Module,                     # a Hugging Face model with a task head
+    model: HFModel,                       # a Hugging Face model with a task head
     batches: Iterable[dict[str, Tensor]],    # what the model takes, labels included
 ) -> Iterator[Tensor]:                    # scalar, with its graph: the model's mean loss times what it is the mean of
     "The loss of each batch, summed over its examples (MLM: predicted tokens), so that it does not matter how the data is cut"
     for batch in batches:
-        labels = batch.get("labels", batch.get("start_positions"))
-        count = (labels != -100).sum() if labels.ndim == 2 else len(labels)
+        labels = batch["labels" if "labels" in batch else "start_positions"]
+        count = labels.ne(-100).sum() if labels.ndim == 2 else len(labels)
         yield model(**{name: value.to(model.device) for name, value in batch.items()}).loss * count
 
 # %% ../nbs/12_scores.ipynb #c2a60854
@@ -164,12 +167,13 @@ def linear_owner(
 # %% ../nbs/12_scores.ipynb #0ee24081
 @torch.no_grad()
 def input_norms(
-    model: nn.Module,                        # a model, in evaluation mode
+    model: HFModel,                          # a model, in evaluation mode
     names: Iterable[str],                    # of matrices of linear maps in it
     batches: Iterable[dict[str, Tensor]],    # what the model takes
 ) -> dict[str, Tensor]:                      # name → ‖x‖₂ of each input over all tokens that are no padding, float [inputs]
     "What flows into each matrix (Sun et al. 2023, section 3)"
-    owners, present = {name: linear_owner(model, name) for name in names}, {}
+    owners: dict[str, Any] = {name: linear_owner(model, name) for name in names}
+    present: dict[str, Tensor] = {}
     squares = {name: torch.zeros(owner.in_features, dtype=torch.float64, device=owner.weight.device) for name, owner in owners.items()}
     def watch(name: str):
         def add(module: nn.Module, inputs: tuple):
@@ -189,7 +193,7 @@ def input_norms(
 # %% ../nbs/12_scores.ipynb #294fb35b
 def collect(
     criterion: str,                              # a key of SCORES
-    model: nn.Module,                            # a Hugging Face model with a task head, at the weights that are scored
+    model: HFModel,                              # a Hugging Face model with a task head, at the weights that are scored
     weights: Mapping[str, Tensor],               # its pool: name → parameter
     batches: Iterable[dict[str, Tensor]] = (),   # of training data, labels included; read by criteria that read data
     seed: int = 0,                               # read by criteria that ask for it

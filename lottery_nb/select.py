@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import reduce
 from math import inf, prod, sqrt
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class Look:
         low: float,         # a
         high: float,        # b ≥ a
     ):
-        self.shapes, self.places = ranked.shapes, {}
+        self.shapes, self.places = ranked.shapes, dict[str, Any]()
         self.beyond = {name: torch.empty(ranked.sizes[name], dtype=torch.bool) for name in names}   # at once: no holes in memory
         self.values = torch.cat([self._collect(ranked, name, low, high) for name in names])
         self.above = sum(int(np.count_nonzero(beyond.numpy())) for beyond in self.beyond.values())
@@ -202,7 +202,7 @@ def erk_counts(
 ) -> dict[str, int]:                         # name → entries to keep, in the order of the shapes; they sum to k
     "Counts proportional to the sum of a member's sides, at most all of it (ERK; Evci et al. 2020, section 3)"
     size, sides = ({name: reduction(shape) for name, shape in shapes.items()} for reduction in (prod, sum))
-    counts, left = {}, keep
+    counts, left = dict[str, int](), keep
     while True:
         open = [name for name in shapes if name not in counts]
         total = sum(sides[name] for name in open)
@@ -283,7 +283,7 @@ def topk_mask(
     within: Mask | None = None,     # prune only inside this mask; None = all entries take part
 ) -> Mask:                          # exactly round((1 - s) · n) kept, of all entries, of each member or of each group
     "Keep the highest scores; among equals, those that come first (Chen et al. 2020, section 3; Liu et al. 2022, section 4 for `matrix`)"
-    pattern, ranked, kept = pattern_of(check_scope(scope)), Ranked(scores, within), {}
+    pattern, ranked, kept = pattern_of(check_scope(scope)), Ranked(scores, within), dict[str, Tensor]()
     check_rows(ranked.shapes, scope)
     if pattern:
         count, alive = group_count(pattern, sparsity), within or dict.fromkeys(scores)

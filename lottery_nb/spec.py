@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
+           'NULLABLE', 'OPEN', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
            'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within', 'slugged',
            'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults',
            'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from',
@@ -85,6 +85,7 @@ CHOICES = dict(
 # %% ../nbs/04_spec.ipynb #32fd437f
 MOST_EPOCHS = 10_000
 NULLABLE = ("rewind",)   # fields that take None although it is not their default
+OPEN: Any = None         # a number left open: the task's default, or no limit; see each field
 
 # %% ../nbs/04_spec.ipynb #30ed2acb
 @dataclass(frozen=True)
@@ -101,15 +102,15 @@ class RunSpec:
     delimiter: str = ""           # for a CSV or TSV file: what stands between columns (or tab, semicolon, comma, pipe); empty: found in the header
     encoding: str = ""            # for a CSV, TSV or JSON file: utf-8, cp1252, ...; empty: by its byte-order mark, else utf-8
     split: str = ""               # for a data file without dev: stratified, random, or a column whose values stay on one side; empty: stratified
-    learning_rate: float = None   # peak of AdamW; None: the task's default
-    batch_size: int = None        # examples per step; None: the task's default
-    epochs: float = None          # passes over the training set; None: the task's default
-    max_length: int = None        # tokens per example; None: the task's default
-    warmup: float = None          # share of steps with rising learning rate; None: the task's default
-    dropout: float = None         # of the model while it trains; None: the task's default
-    max_train: int = None         # use only the first so many training examples (after a seeded shuffle); None: all
-    max_eval: int = None          # use only the first so many evaluation examples; None: all
-    max_steps: int = None         # optimizer steps instead of epochs; None: by epochs
+    learning_rate: float = OPEN   # peak of AdamW; None: the task's default
+    batch_size: int = OPEN        # examples per step; None: the task's default
+    epochs: float = OPEN          # passes over the training set; None: the task's default
+    max_length: int = OPEN        # tokens per example; None: the task's default
+    warmup: float = OPEN          # share of steps with rising learning rate; None: the task's default
+    dropout: float = OPEN         # of the model while it trains; None: the task's default
+    max_train: int = OPEN         # use only the first so many training examples (after a seeded shuffle); None: all
+    max_eval: int = OPEN          # use only the first so many evaluation examples; None: all
+    max_steps: int = OPEN         # optimizer steps instead of epochs; None: by epochs
 
     template = "run"              # class attribute: name of the notebook template
 
@@ -174,7 +175,7 @@ def usual_values(
 # %% ../nbs/04_spec.ipynb #3e1ff3a9
 @lru_cache
 def kinds(
-    spec: type,   # a dataclass whose annotations are str, int, float or bool
+    spec: Any,   # a dataclass, the class itself, whose annotations are str, int, float or bool
 ) -> tuple[tuple[str, type, bool], ...]:   # of each field: name, type, whether it may be None
     "What the fields of a spec may hold"
     hints = get_type_hints(spec)
@@ -185,7 +186,7 @@ def check_types(
     spec: Any,   # a frozen dataclass whose annotations are str, int, float or bool
 ):
     "Convert harmless number types in place; `BadInput` names a field of the wrong type, a number that is none, and text that is none"
-    for name, kind, nullable in kinds(type(spec)):
+    for name, kind, nullable in kinds(spec.__class__):
         value = getattr(spec, name)
         if value is None and nullable: continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -321,30 +322,30 @@ class TicketSpec(RunSpec):
     pool: str = "encoder"            # weights that may be pruned
     scope: str = "global"            # ranked together: global, matrix (each; erk: small ones denser), or N:M (2:4 keeps 2 of every 4 in a row)
     source: str = ""                 # task the mask is found on, or IMP on several at once: mlm+sst2; empty: `task`
-    source_train: int = None         # use only the first so many training examples (MLM: blocks) of the source; None: all, or `max_train` where it is the task
+    source_train: int = OPEN         # use only the first so many training examples (MLM: blocks) of the source; None: all, or `max_train` where it is the task
     schedule: str = "absolute"       # IMP: `step` points of the pool a round (as released), or that share of the remaining (D1)
     step: float = 0.1                # IMP: weights pruned per round
-    round_epochs: float = None       # IMP: training per round, in epochs; None: the source task's default
-    round_steps: int = None          # IMP: optimizer steps per round instead of epochs
+    round_epochs: float = OPEN       # IMP: training per round, in epochs; None: the source task's default
+    round_steps: int = OPEN          # IMP: optimizer steps per round instead of epochs
     horizon: str = "round"           # IMP: each round falls to rate 0, or only along one share of the whole chain (run: as released, D2)
     prune_first: bool = False        # IMP: prune θ0 once before training, as released for MLM (Liu et al. 2022, B.2)
     rewind: float = 0.0              # share of training whose weights are restored; 0: pre-trained; None: no rewinding (B1)
     rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
     early_distance: float = 0.1      # early-bird: a round ends once so small a share of the mask moves between two looks, twenty a round
     early_window: int = 5            # early-bird: looks in a row that must stay below
-    score_examples: int = None       # criteria that read data: training examples of the source; None: 1024, or all where there are fewer
+    score_examples: int = OPEN       # criteria that read data: training examples of the source; None: 1024, or all where there are fewer
     score_at: str = ""               # criteria that read data: weights that are scored, pretrained or finetuned; empty: finetuned (snip: pretrained)
     movement: str = "hard"           # movement: mask the highest scores (hard), or those above a threshold (soft), while scores are trained
     mask: str = ""                   # given: a ticket's folder, or a file of masks: torch.nn.utils.prune, BERT-Tickets, TAMT
     start: str = "pretrained"        # weights the ticket is trained from: pretrained, reinit, shuffle-layers, shuffle-within
     keep_model: bool = False         # keep the retrained model, to load with from_pretrained
-    mask_seed: int = None            # seed of the mask, where it is another than the retraining's `seed`
-    mask_steps: int = None           # tamt: optimizer steps; None: Table 2 of the paper
-    mask_at: int = None              # tamt: step whose mask is the ticket, a tenth of `mask_steps` or a multiple of it; None: the last
-    mask_learning_rate: float = None # tamt: of the scores, at the first step; None: 5e-5, for KD 2e-5
-    mask_batch_size: int = None      # tamt: blocks of text per step; None: 16
-    mask_max_length: int = None      # tokens per block of text, in mask training and in any ticket's losses; None: the MLM task's, or what the model can read
-    mask_horizon: int = None         # tamt: step at which the learning rate reaches 0; None: `mask_steps` (paper: 27920)
+    mask_seed: int = OPEN            # seed of the mask, where it is another than the retraining's `seed`
+    mask_steps: int = OPEN           # tamt: optimizer steps; None: Table 2 of the paper
+    mask_at: int = OPEN              # tamt: step whose mask is the ticket, a tenth of `mask_steps` or a multiple of it; None: the last
+    mask_learning_rate: float = OPEN # tamt: of the scores, at the first step; None: 5e-5, for KD 2e-5
+    mask_batch_size: int = OPEN      # tamt: blocks of text per step; None: 16
+    mask_max_length: int = OPEN      # tokens per block of text, in mask training and in any ticket's losses; None: the MLM task's, or what the model can read
+    mask_horizon: int = OPEN         # tamt: step at which the learning rate reaches 0; None: `mask_steps` (paper: 27920)
     mask_refresh: int = 1            # tamt: steps between two settings of the threshold (released: 1000, KD 100; D8)
     mask_rank: str = "signed"        # tamt: cut the scores S (Eq. 3) or |S| (absolute; D8)
     mask_init: str = "omp"           # tamt: start mask, omp or random
@@ -451,7 +452,7 @@ class StructuredSpec(RunSpec):
     rule_metric: str = ""             # score to hold; empty: the task's own (as released for stsb: corr, D14)
     super_seeds: int = 0              # good: what survives in each of the seeds 0 to n - 1 (super-survivors); 0: in this seed
     start: str = "pretrained"         # weights that are retrained: pretrained, reinit, shuffle-layers, shuffle-within
-    retrain_epochs: float = None      # passes over the training set when retraining; None: `epochs`
+    retrain_epochs: float = OPEN      # passes over the training set when retraining; None: `epochs`
 
     template = "structured"
 
@@ -476,7 +477,7 @@ class MagnitudeSpec(RunSpec):
     pool: str = "encoder"             # weights that may be pruned (as released: encoder+biases)
     threshold: float = 0.9            # share of the full model's dev score to hold, in (0, 1]
     step: float = 0.1                 # share of the remaining weights pruned per iteration, without retraining
-    iterations: int = None            # at most so many, the last one thrown away (as released: 10, D12); None: while the score holds
+    iterations: int = OPEN            # at most so many, the last one thrown away (as released: 10, D12); None: while the score holds
     rule_metric: str = ""             # score to hold; empty: the task's own (as released for stsb: corr, D14)
     bad: str = "sampled"              # bad mask: sampled from what did not survive (paper), or largest weights pruned (as released, D13)
 
@@ -545,7 +546,9 @@ def injected(
 ) -> list[str]:         # names of parameters
     "The parameters that papermill put in: it writes a cell of its own"
     last = [cell for cell in cells if cell.startswith("# Parameters\n")][-1:]
-    return [target.id for cell in last for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+    nodes = [node for cell in last for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    targets = [target for node in nodes for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 # %% ../nbs/04_spec.ipynb #51fd5af4
 def spec_from(

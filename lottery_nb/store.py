@@ -130,6 +130,7 @@ def damaged(
             return f"its {name} are {shown(part)}"
     if nested := [name for name, value in result.get("spec", {}).items() if isinstance(value, (dict, list))]:
         return f"its spec's {shown(nested[0])} is no plain value"
+    return None
 
 # %% ../nbs/30_store.ipynb #61fd98b5
 class OtherVersion(BadInput):

@@ -21,7 +21,7 @@ from .baseline import Piece, beside_guess, dense, dense_piece, length_of, materi
 from .files import atomic, one_of, read_json, stage, write_json
 from .gates import Gates, Importance, gate, importance, normalised, open_gates, smaller, weight_share
 from .models import start_weights
-from .spec import MagnitudeSpec, RunSpec, StructuredSpec, slugged
+from .spec import OPEN, MagnitudeSpec, RunSpec, StructuredSpec, slugged
 from .store import stage_folder
 from .subnetworks import Search, bad_gates, gates_mask, prune_gates, random_gates, remember, super_bad, super_random, super_survivors
 from .tickets import Ticket, provenance_of
@@ -113,8 +113,9 @@ def search(
 
     def make(partial: Path):
         model = fine_tuned(spec, root)
-        known = [remember(function, partial/name) for function, name in zip(search_measures(spec, model), ("importance.json", "score.json"))]
-        found = prune_gates(open_gates(model), *known, spec.threshold, spec.prune, spec.step, spec.heads_step)
+        ranked, scored = search_measures(spec, model)
+        known = remember(ranked, partial/"importance.json"), remember(scored, partial/"score.json")
+        found = prune_gates(open_gates(model), known[0], known[1], spec.threshold, spec.prune, spec.step, spec.heads_step)
         write_json(partial/"gates.json", found.kept.to_json())
         with atomic(partial/"steps.parquet") as temp: steps_table(found, mlp_ratio(model)).to_parquet(temp)
     depends = target.identity() | {n: getattr(spec, n) for n in names} | {"mlps": "a share per step"}
@@ -160,7 +161,7 @@ def retraining(
 ) -> RunSpec:               # the training of its subnetworks
     "How subnetworks are retrained (Appendix D: bad ones for longer)"
     target = target_spec(spec)
-    return replace(target, epochs=spec.retrain_epochs, max_steps=None) if spec.retrain_epochs else target
+    return replace(target, epochs=spec.retrain_epochs, max_steps=OPEN) if spec.retrain_epochs else target
 
 # %% ../nbs/36_structured.ipynb #572658e0
 def retrain_gates(

@@ -14,14 +14,14 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .files import BadInput, one_of, read_json, write_json
 from .gates import Gates, Importance, normalised
 from .masks import Mask
 from .scores import magnitude, random
 from .select import remaining, topk_mask
-from .weights import place, prunable
+from .weights import HFModel, place, prunable
 
 # %% ../nbs/35_subnetworks.ipynb #8bf8fac8
 def without_least(
@@ -74,11 +74,12 @@ def stages_of(
         if not 0 < value <= 1: raise BadInput(f"{name} must be in (0, 1], got {value}")
     per_step, later = (max(1, int(s * heads + 1e-9)) for s in (step, heads_step))
     together = int(step * mlps + 1e-9) or min(1, mlps * per_step / heads)
-    return {
+    found: dict[str, list[tuple[str, int, float]]] = {
         "heads_mlps": [("joint", per_step, together), ("heads", later, 0), ("mlps", 0, 1)],
         "heads": [("heads", per_step, 0)],
         "mlps": [("mlps", 0, 1)],
-    }[one_of("prune", prune, ("heads_mlps", "heads", "mlps"))]
+    }
+    return found[one_of("prune", prune, found)]
 
 # %% ../nbs/35_subnetworks.ipynb #6bc672cd
 def bar_of(
@@ -269,7 +270,7 @@ def survival_shares(
 
 # %% ../nbs/35_subnetworks.ipynb #5870a667
 def gates_mask(
-    model: nn.Module,    # a whole BERT or RoBERTa
+    model: HFModel,      # a whole BERT or RoBERTa
     gates: Gates,        # in its shape
 ) -> Mask:               # over the pool `encoder`: every weight of an open head or MLP
     "The weights that gates leave alive"

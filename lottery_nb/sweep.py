@@ -225,7 +225,7 @@ def import_path() -> list[str]:   # folders, as in `sys.path`
     path = [os.path.abspath(part) for part in first + sys.path[1:] if part]
     other = PathFinder.find_spec("lottery_nb", path)
     if other is None: return [*path, home]
-    return path if Path(other.origin).parent.parent == Path(home) else [home, *path]
+    return path if Path(other.origin or "").parent.parent == Path(home) else [home, *path]
 
 # %% ../nbs/61_sweep.ipynb #d4a273ba
 LONGEST_SOCKET = 100   # bytes of a socket's name
@@ -308,7 +308,7 @@ def run_notebook(
                                         km=kernel, stdout_file=log, stderr_file=log)
     except RuntimeError as error:
         raise RunFailed(f"the kernel died or did not answer: {error}{last_words(kernel)} {seen}") from None
-    except OSError as error: raise disk_full(error, folder/NOTEBOOK) or error
+    except OSError as error: raise disk_full(error, folder/NOTEBOOK) or error   # noqa: B904   (it is the error itself)
     except PapermillExecutionError as error:
         if full := disk_full(error.evalue, folder):
             raise RunFailed(str(full) if error.ename != "DiskFull" else error.evalue) from None
@@ -331,7 +331,7 @@ def sweep(
         raise BadInput(f"devices must name one for each of {workers} workers, got {len(devices)}")
     known = known_results(specs, root, force)
     yield from ((spec, known[spec.id]) for spec in specs if spec.id in known)
-    waiting, killed, unborn = [spec for spec in specs if spec.id not in known], Counter(), 0
+    waiting, killed, unborn = [spec for spec in specs if spec.id not in known], Counter[str](), 0
     if any(is_locked(run_folder(spec, root)) for spec in waiting): waiting.reverse()
     while waiting:
         batch = [spec for spec in waiting if killed[spec.id]][:1] or waiting   # a run that lost its process is tried again by itself
@@ -362,7 +362,7 @@ def known_results(
     force: bool,                # none is known: all run again
 ) -> dict[str, dict | BadInput]:   # id → result, or what is wrong with it; runs that have work left are absent
     "What a sweep finds done"
-    found = {}
+    found: dict[str, Any] = {}
     for spec in [] if force else specs:
         try: found[spec.id] = finished(run_folder(spec, root))
         except OtherVersion: raise   # of the folder, said once
@@ -405,7 +405,7 @@ def in_processes(
     "Execute runs in one pool of processes; whoever stops listening stops them"
     threads, context = max(1, cores() // workers) if workers > 1 else None, get_context("spawn")
     slots, begun, (told, tell), others = context.SimpleQueue(), context.SimpleQueue(), context.Pipe(duplex=False), active_children()
-    for device in (devices or [None] * workers)[:workers]: slots.put(device)
+    for number in range(workers): slots.put(devices[number] if devices else None)
     pool = ProcessPoolExecutor(workers, context, initializer=begin_work, initargs=(root, threads, slots, begun, told))
     jobs, names = {}, set()
     try:
@@ -413,7 +413,7 @@ def in_processes(
             for spec in specs: jobs[pool.submit(work, spec, force)] = spec
         for job in as_completed(jobs):
             while not begun.empty(): names.add(begun.get())
-            error = job.exception()
+            error: Any = job.exception()
             yield jobs[job], Lost(jobs[job].id in names) if isinstance(error, BrokenProcessPool | KeyboardInterrupt) else error or job.result()
         yield from ((spec, Lost(False)) for spec in specs[len(jobs):])
         pool.shutdown()
@@ -440,7 +440,9 @@ def cores() -> int:   # CPU cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/61_sweep.ipynb #581567b0
-_worker, _begun, _ending = None, None, threading.Lock()   # of a sweep's process
+_worker: Any = None   # of a sweep's process, as all three
+_begun: Any = None
+_ending = threading.Lock()
 
 # %% ../nbs/61_sweep.ipynb #8d394b00
 def begin_work(
@@ -537,11 +539,12 @@ def connect(
 ) -> Any:                  # the module ray, connected
     "Connect to a Ray cluster; `BadInput` where Ray is not installed or nobody answers"
     try: import ray
-    except ImportError: raise absent("ray") from None
+    except ImportError as error: raise (absent("ray") or error) from None
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address and "//" not in address:
-            socket.create_connection(address.rsplit(":", 1), timeout=10).close()   # Ray itself asks for two minutes
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=10).close()   # Ray itself asks for two minutes
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (OSError, ValueError) as error:
         raise BadInput(f"no Ray cluster answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
@@ -557,7 +560,7 @@ def work_on_node(
     settings: dict,   # its LOTTERY_NB_ variables
 ) -> dict:            # the run's result
     "Execute one run in a process of Ray, which keeps its kernel warm for the next"
-    global _worker
+    global _worker   # noqa: PLW0603   (one for each process of Ray)
     os.environ.update(settings)
     os.chdir(folder)
     if _worker and _worker.device != os.environ.get("CUDA_VISIBLE_DEVICES"): _worker = _worker.close()   # Ray gave this process another GPU
@@ -598,7 +601,7 @@ def progress(
     root: str | Path | None = None,   # folder of all runs
 ) -> dict:                            # rows: runs in each state by template, task and method; total; seconds_left: None where no run can tell
     "How far a grid is"
-    rows, times = {}, {}
+    rows, times = dict[tuple, dict](), dict[tuple, list]()
     for spec in specs:
         key = spec.template, spec.task, getattr(spec, "method", "")
         row = rows.setdefault(key, dict(zip(("template", "task", "method"), key)) | dict.fromkeys(STATES, 0))

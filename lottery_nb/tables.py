@@ -6,20 +6,20 @@
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS', 'SURVIVAL_FIGURES',
            'full_scores', 'learns', 'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
            'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
-           'with_metric', 'both_metrics', 'transfer_runs', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic',
-           'averages', 'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus',
-           'place_name', 'ticket_masks', 'walked']
+           'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own', 'transfer_matrix', 'rewinding',
+           'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
+           'our_survival', 'plus_minus', 'place_name', 'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from .compare import transfer, transfer_to_full, winning, winning_sparsity
+from .compare import others_dark, transfer, transfer_to_full, winning, winning_sparsity
 from .files import BadInput, one_of, package_file, runs_root
 from .names import task_name
 from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec, plugins
@@ -53,7 +53,7 @@ def learns(
     runs: pd.DataFrame,   # runs of one task and model
 ) -> bool:                # whether most of their full models beat a guess; runs of older versions do not say, and pass
     "Whether there is anything to compare with"
-    known = runs["learnt"].dropna() if "learnt" in runs else []
+    known = runs["learnt"].dropna() if "learnt" in runs else pd.Series(dtype=bool)
     return not len(known) or known.astype(bool).mean() > .5
 
 # %% ../nbs/51_tables.ipynb #9dc63aa8
@@ -206,7 +206,7 @@ def mixed(
     return list(differ.index[differ > 1])
 
 # %% ../nbs/51_tables.ipynb #97d49c3d
-CONTROLS = {   # row of the table → (row of the paper, the runs it is made of)
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {   # row of the table → (row of the paper, the runs it is made of)
     "imp": ("f(x; m_IMP ⊙ θ0)", dict(method="imp")),
     "random": ("f(x; m_RP ⊙ θ0)", dict(method="random")),
     "reinit": ("f(x; m_IMP ⊙ θ0')", dict(method="imp", start="reinit")),
@@ -287,22 +287,30 @@ def transfer_runs(
     levels = chen_table(runs).loc[("sparsity", "%")] / 100 if len(runs) else pd.Series(dtype=float)
     return imp[np.isclose(imp.asked_sparsity, imp.source.map(levels).astype(float))]
 
+# %% ../nbs/51_tables.ipynb #c37c34c1
+def at_least_own(
+    points: pd.DataFrame,   # sources × targets, as `compare.transfer` gives them
+) -> pd.DataFrame:          # the same, true or false
+    "Cells of a transfer matrix that reach the target's own ticket; none of a target without one"
+    own = {task: points.at[task, task] if task in points.index else np.nan for task in points}
+    return points >= pd.Series(own, dtype=float) - 1e-9
+
 # %% ../nbs/51_tables.ipynb #d33c3e41
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
     sparsity: float | None = 0.7,    # as in `transfer_runs`
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model; whether at least the target's own ticket; count of the latter
-    "Figures 2 and 5 of Chen et al. 2020; their count leaves the source itself out"
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model; dark cells; other targets on which a source is dark
+    """Figures 2 and 5 of Chen et al. 2020: dark is at least the target's own ticket
+
+    With `None`, Figure 6, whose rule is its own: dark is at least the full model's mean less its standard deviation."""
     tickets = transfer_runs(runs, sparsity)
-    if not len(tickets): return pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=int)
-    matrix = transfer(tickets)
+    if not len(tickets): return pd.DataFrame(), pd.DataFrame(dtype=bool), pd.Series(dtype=int)
     dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)})
                        for task, rows in tickets.groupby("task")])
-    own = pd.Series({task: matrix.at[task, task] if task in matrix.index else np.nan for task in matrix})
-    as_good = matrix >= own[matrix.columns] - 1e-9
-    count = as_good.sum(axis=1) - pd.Series({source: source in as_good and bool(as_good.at[source, source])
-                                             for source in as_good.index})
-    return 100 * transfer_to_full(tickets, dense)[0], as_good, count
+    tickets = tickets[tickets.task.isin(dense.task)]
+    points, near_full = transfer_to_full(tickets, dense, "std_full")
+    dark = near_full if sparsity is None else at_least_own(100 * transfer(tickets))
+    return 100 * points, dark, others_dark(dark)
 
 # %% ../nbs/51_tables.ipynb #a1cd8541
 def rewinding(
@@ -405,9 +413,9 @@ def our_survival(
     rows: pd.DataFrame,   # runs of one model and method, from `gate_runs`
 ) -> dict[str, np.ndarray]:   # task → mean over seeds per head and, last, per MLP, (layer, head + 1); runs of a table without folders are left out
     "What our runs kept: in how many seeds (s-pruning), or how much of its weights (m-pruning)"
-    found = {}
+    found: dict = {}
     for row in rows[rows.folder.ne("")].itertuples():
-        result = read_result(Path(row.folder))
+        result = read_result(Path(row.folder)) or {}
         if row.method == "s-pruning": heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask"))
         else: heads, mlps = result["head_shares"], result["mlp_shares"]
         found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
@@ -452,7 +460,7 @@ def walked(
     "How far masks have moved from the one-shot mask (Liu et al. 2022, Figure 8)"
     trained = runs[runs.method.isin(MASK_METHODS) & runs.mask_seed.isin(runs.mask_seed[runs.mask_at.notna()])]
     masks = ticket_masks(runs, ("id",))
-    start = masks.get(next(iter(runs.id[runs.method == "omp"]), None))
+    start = next((masks[name] for name in runs.id[runs.method == "omp"][:1] if name in masks), None)
     here = trained[trained.id.isin(masks)] if start else trained[:0]
-    return here.assign(distance=[1 - masks[name].jaccard(start) for name in here.id],
+    return here.assign(distance=[1 - start.jaccard(masks[name]) for name in here.id] if start else [],
                        at=here.mask_at.fillna(here.mask_steps))

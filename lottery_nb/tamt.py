@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -39,12 +39,12 @@ from .models import check_length, eager_attention, load_config, load_model
 from .names import architecture_of, is_micro
 from .scores import magnitude, random
 from .select import check_rows, group_count, keep_groups, shares, topk_mask
-from .spec import RunSpec, TicketSpec, check_scope, mask_defaults, pattern_of, slugged, training_defaults
+from .spec import OPEN, RunSpec, TicketSpec, check_scope, mask_defaults, pattern_of, slugged, training_defaults
 from .store import stage_folder
 from .tasks import fixed_masks, get_task
 from .tickets import Ticket, provenance_of, read_mask, write_mask
 from .training import REMEDY, Diverged, encoded, finite, mask_tokens
-from .weights import architecture, base_name, encoder_layers, longest_input, mlm_head, prunable, resolve, tensor_digest
+from .weights import HFModel, architecture, base_name, encoder_layers, longest_input, mlm_head, prunable, resolve, tensor_digest
 
 # %% ../nbs/33_tamt.ipynb #a55d9615
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class Scores:
         self.values = {name: nn.Parameter(value.clone()) for name, value in values.items()}
         shapes = {name: tuple(value.shape) for name, value in values.items()}
         check_rows(shapes, scope)
-        self.pattern = (group_count(pattern_of(scope), sparsity), pattern_of(scope)[1]) if pattern_of(scope) else None
+        self.pattern = (group_count(pattern, sparsity), pattern[1]) if (pattern := pattern_of(scope)) else None
         self.shares = [] if self.pattern else shares(shapes, sparsity, scope)
         self.absolute = one_of("rank", rank, ("signed", "absolute")) == "absolute"
-        self.cuts = dict.fromkeys(values, Cut(phi, absolute=self.absolute))
+        self.cuts: dict[str, Any] = dict.fromkeys(values, Cut(phi, absolute=self.absolute))   # or GroupCut
         self.total = sum(value.numel() for value in values.values())
         if self.pattern: self.refresh()
 
@@ -254,14 +254,14 @@ def masked_embedding(
 # %% ../nbs/33_tamt.ipynb #f79a887d
 @contextmanager
 def masked_forward(
-    model: nn.Module,        # a model of the table with an MLM head
+    model: HFModel,          # a model of the table with an MLM head
     scores: Scores,          # scores named by the model's parameters
     decoder: str = "input",  # side of a tied word embedding that is masked: input (as released) or both
     plain: bool = False,     # by autograd (`straight_through`) instead of the fused forms
 ) -> Iterator[nn.Module]:    # the model, which computes with W∘M inside the context
     "Compute with masked weights and train their scores (Liu et al. 2022, section 3.4.1)"
     one_of("decoder", decoder, ("input", "both"))
-    owners = {}
+    owners: dict = {}
     for name in scores.values:
         path, _, kind = name.rpartition(".")
         owners.setdefault(model.get_submodule(path), {})[kind] = name
@@ -274,7 +274,7 @@ def masked_forward(
     finally:
         for module in owners: module.__dict__.pop("forward", None)
 
-def _masked_call(module: nn.Module, scores: Scores, names: dict, plain: bool, x: Tensor) -> Tensor:
+def _masked_call(module: Any, scores: Scores, names: dict, plain: bool, x: Tensor) -> Tensor:
     "What a module computes under its scores"
     given = lambda kind: (getattr(module, kind), scores.values[names[kind]], scores.cuts[names[kind]])
     bias = straight_through(*given("bias")) if "bias" in names else getattr(module, "bias", None)
@@ -285,11 +285,12 @@ def _masked_call(module: nn.Module, scores: Scores, names: dict, plain: bool, x:
 
 # %% ../nbs/33_tamt.ipynb #16a0873c
 def block_ids(
-    blocks: Dataset | np.ndarray | Tensor,  # a dataset with `input_ids` (and `labels` where some are masked), or an int array [n, length]
-) -> Tensor:                                # int64 [n, length], unmasked
+    blocks: Any,  # a dataset with `input_ids` (and `labels` where some are masked), or integers [n, length]
+) -> Tensor:      # int64 [n, length], unmasked
     "Token ids of blocks of text"
-    columns = {name: torch.as_tensor(np.array(blocks[name])) for name in ("input_ids", "labels") if name in getattr(blocks, "column_names", ())}
-    ids = columns.get("input_ids", torch.as_tensor(blocks) if not columns else None)
+    names = [name for name in ("input_ids", "labels") if name in getattr(blocks, "column_names", ())]
+    columns = {name: torch.as_tensor(np.array(blocks[name])) for name in names}
+    ids = columns["input_ids"] if columns else torch.as_tensor(blocks)
     if ids.ndim != 2 or not ids.numel():
         raise BadInput(f"the text must be at least one block of tokens [n, length], got shape {list(ids.shape)}")
     if ids.is_floating_point(): raise BadInput(f"the text must be token ids, got {ids.dtype}")
@@ -329,7 +330,7 @@ def mlm_term(
     student: ModelOutput,         # output of the masked trunk: `last_hidden_state` [n, length, width]
     teacher: ModelOutput | None,  # not used
     batch: dict[str, Tensor],     # `labels` [n, length], -100 where nothing is predicted
-    head: nn.Module,              # from hidden states to logits over the vocabulary
+    head: Callable,               # from hidden states to logits over the vocabulary
 ) -> Tensor:                      # mean loss of the masked tokens, in nats
     "Masked language modelling, logits at masked positions only (Liu et al. 2022, section 3.4.3)"
     predicted = batch["labels"] != -100
@@ -339,9 +340,9 @@ def mlm_term(
 # %% ../nbs/33_tamt.ipynb #a927a222
 def kd_term(
     student: ModelOutput,         # output of the masked trunk: `hidden_states`, L + 1 times [n, length, width]
-    teacher: ModelOutput | None,  # output of the dense trunk
+    teacher: ModelOutput,         # output of the dense trunk
     batch: dict[str, Tensor],     # `weight` [n, length]: 1 where a token counts
-    head: nn.Module,              # not used
+    head: Callable | None,        # not used
 ) -> Tensor:                      # mean over layers 1..L and tokens of 1 − cos, in [0, 2]
     "Distillation of hidden states (Liu et al. 2022, Eq. 6)"
     pairs = zip(student.hidden_states[1:], teacher.hidden_states[1:])
@@ -351,9 +352,9 @@ def kd_term(
 # %% ../nbs/33_tamt.ipynb #0f61905d
 def attention_term(
     student: ModelOutput,         # output of the masked trunk: `attentions`, L times [n, heads, length, length]
-    teacher: ModelOutput | None,  # output of the dense trunk
+    teacher: ModelOutput,         # output of the dense trunk
     batch: dict[str, Tensor],     # `weight` [n, length]: 1 where a token counts
-    head: nn.Module,              # not used
+    head: Callable | None,        # not used
 ) -> Tensor:                      # mean over layers, heads and tokens of the squared distance of attention rows
     "Distillation of attention maps (Jiao et al. 2020, section 3.1; future work of Liu et al. 2022)"
     pairs = zip(student.attentions, teacher.attentions, strict=True)
@@ -361,7 +362,7 @@ def attention_term(
     return (distance * batch["weight"]).sum() / batch["weight"].sum()
 
 # %% ../nbs/33_tamt.ipynb #1d7a6d4a
-TERMS = dict(mlm=mlm_term, kd=kd_term, attention=attention_term)
+TERMS: dict[str, Callable[..., Tensor]] = dict(mlm=mlm_term, kd=kd_term, attention=attention_term)
 
 # %% ../nbs/33_tamt.ipynb #048f2555
 def objective_terms(
@@ -394,8 +395,8 @@ class MaskSettings:
     phi: float = 0.01             # φ of Eq. 5
     decoder: str = "input"        # side of a tied word embedding that is masked: input (released) or both
     steps: int = 1000             # optimizer steps
-    horizon: int = None           # step at which the learning rate reaches 0; None = `steps` (paper: 27,920 at any sparsity)
-    learning_rate: float = None   # at the first step; None = 5e-5, for kd alone 2e-5
+    horizon: int = OPEN           # step at which the learning rate reaches 0; None = `steps` (paper: 27,920 at any sparsity)
+    learning_rate: float = OPEN   # at the first step; None = 5e-5, for kd alone 2e-5
     weight_decay: float = 0.0     # of the scores (released KD: 0.01, D9)
     batch_size: int = 16          # blocks per step
     teacher: str = "eval"         # mode of the dense model, eval or train (as released, B6)
@@ -440,7 +441,7 @@ def paper_settings(
 
 # %% ../nbs/33_tamt.ipynb #aeaac808
 def head_parameters(
-    model: nn.Module,          # a model of the table with an MLM head
+    model: HFModel,            # a model of the table with an MLM head
 ) -> dict[str, nn.Parameter]:  # name in the head → parameter; a decoder tied to the word embedding is not one
     "What trains beside the scores in the MLM variants (the paper's C_mlm)"
     trunk = {id(p) for p in model.base_model.parameters()}
@@ -460,7 +461,7 @@ def last_layer_at(
 
 # %% ../nbs/33_tamt.ipynb #7440450c
 def objective_losses(
-    model: nn.Module,                  # student: a model of the table with an MLM head
+    model: HFModel,                    # student: a model of the table with an MLM head
     scores: Scores,                    # of its pool
     batch: dict[str, Tensor],          # of `draw_batch`
     settings: MaskSettings,            # objective, decoder, teacher, padding
@@ -487,7 +488,7 @@ def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in names}
 
 @torch.no_grad()
-def _teach(teacher: nn.Module, mode: str, inputs: dict):
+def _teach(teacher: HFModel, mode: str, inputs: dict):
     "What the dense model computes, with dropout or (by default) without"
     was = teacher.training
     try: return teacher.train(mode == "train").base_model(**inputs)
@@ -498,7 +499,7 @@ class MaskTraining:
     "A mask training on its way: one step at a time, saved and restored at any of them"
 
     def __init__(self,
-        model: nn.Module,                    # a model of the table with an MLM head; its weights are not changed
+        model: HFModel,                      # a model of the table with an MLM head; its weights are not changed
         ids: Tensor,                         # int64 [n, length]: blocks of text
         tokenizer: PreTrainedTokenizerBase,  # of the model
         settings: MaskSettings,              # what to do
@@ -512,7 +513,7 @@ class MaskTraining:
         self.head = head_parameters(model) if "mlm" in objective_terms(settings.objective) else {}
         groups = [dict(params=list(self.scores.values.values()), weight_decay=settings.weight_decay), dict(params=list(self.head.values()), weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, betas=(.9, .999), fused=True)
-        self.step, self.history, self.exact = 0, [], mask.sparsity
+        self.step, self.history, self.exact = 0, list[dict](), mask.sparsity
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -529,7 +530,7 @@ class MaskTraining:
         losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
         for name, loss in losses.items():
             finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step(); self.optimizer.zero_grad()
@@ -664,7 +665,7 @@ def _digest(tensors) -> str:
 # %% ../nbs/33_tamt.ipynb #2a8a50a6
 @torch.no_grad()
 def mask_losses(
-    model: nn.Module,                          # a model of the table with an MLM head and dense weights θ0
+    model: HFModel,                            # a model of the table with an MLM head and dense weights θ0
     mask: Mapping[str, Tensor],                # any mask; members that an MLM model lacks (the pooler) are left out
     blocks: Dataset | np.ndarray | Tensor,     # held-out text: a dataset with `input_ids` (and `labels` where masked), or an int array [n, length]
     tokenizer: PreTrainedTokenizerBase,        # of the model
@@ -688,7 +689,8 @@ def _evaluation_masks(blocks, tokenizer, seed: int) -> tuple[Tensor, Tensor]:
     "Inputs and labels of held-out text, as given or drawn from a seed"
     given = "labels" in getattr(blocks, "column_names", ())
     data = blocks if given else fixed_masks(Dataset.from_dict({"input_ids": block_ids(blocks).numpy()}), tokenizer, seed)
-    return tuple(torch.as_tensor(np.array(data[name])).long() for name in ("input_ids", "labels"))
+    inputs, labels = (torch.as_tensor(np.array(data[name])).long() for name in ("input_ids", "labels"))
+    return inputs, labels
 
 def _batch_losses(model, pruned, head, decoder, whole, batch) -> np.ndarray:
     "Sums over one batch: MLM loss, masked tokens, KD loss, tokens"
@@ -710,7 +712,8 @@ def text_spec(
     "The text that masks are trained and judged on"
     length = spec.mask_max_length or min(training_defaults("mlm", spec.model)["max_length"], _positions(spec.model))
     folder = "" if spec.text else spec.data_dir
-    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=blocks,
+    most = OPEN if blocks is None else blocks
+    return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=most,
                    max_eval=max(16, EVALUATION_TOKENS // length))
 
 # %% ../nbs/33_tamt.ipynb #0580461d
@@ -783,7 +786,7 @@ def mask_pieces(
     settings = mask_settings(spec)
     known = spec if is_local(spec.model) else replace(spec, mask_max_length=spec.mask_max_length or training_defaults("mlm", spec.model)["max_length"])
     text = text_spec(known, settings.steps * settings.batch_size)
-    timed = replace(text, batch_size=settings.batch_size, max_train=None, max_eval=None)
+    timed = replace(text, batch_size=settings.batch_size, max_train=OPEN, max_eval=OPEN)
     yield Piece("mask training", short_hash(training_fields(spec, text), 16), timed, settings.steps)
 
 # %% ../nbs/33_tamt.ipynb #f41d0dd2

@@ -189,7 +189,7 @@ def majority(
 
 # %% ../nbs/22_tasks.ipynb #ad5338fc
 def most_frequent(
-    references: ArrayLike,   # classes [n]
+    references: Any,         # classes [n]
     seed: int = 0,           # unused: the answer is a constant
 ) -> np.ndarray:             # the most frequent of them, n times
     "Predict the majority class"
@@ -197,7 +197,7 @@ def most_frequent(
 
 # %% ../nbs/22_tasks.ipynb #1b5f4f28
 def normal_draws(
-    references: ArrayLike,   # numbers [n]
+    references: Any,         # numbers [n]
     seed: int = 0,           # of the draws
 ) -> np.ndarray:             # float [n]
     "Draw predictions from a normal distribution with the references' mean and deviation"
@@ -215,7 +215,7 @@ def commonest_token(
     return np.stack([np.full(references.shape, tokens[counts.argmax()]), loss[place].reshape(references.shape)], -1)
 
 # %% ../nbs/22_tasks.ipynb #5f3c6fb3
-BASELINES = {
+BASELINES: dict[str, Callable] = {
     "classification": most_frequent,
     "regression": normal_draws,
     "span": lambda references, seed: [Counter(answer for answers in references for answer in answers).most_common(1)[0][0]] * len(references),
@@ -225,16 +225,16 @@ BASELINES = {
 # %% ../nbs/22_tasks.ipynb #114090a7
 def read_table(
     path: Path,                            # a .tsv file, plain or compressed
-    columns: tuple[str | int, ...] = (),   # header names, or positions in a file without header; empty = all
+    columns: tuple[Any, ...] = (),         # header names, or positions in a file without header; empty = all
     drop_short: bool = False,              # leave rows that are too short out, with a warning
 ) -> list[dict]:                           # one dict of texts per row
     "Read the named columns of a table"
     with opened(path) as file:
-        rows, header = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), []
+        lines, header = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), list[str]()
         positions = bool(columns) and isinstance(columns[0], int)
-        if not positions: header = [name.strip() for name in next(rows, [])]
-        places = dict(zip(columns, columns)) if positions else header_places(path, header, columns)
-        rows = [row for row in rows if row]
+        if not positions: header = [name.strip() for name in next(lines, [])]
+        places: dict[Any, Any] = {column: column for column in columns} if positions else header_places(path, header, columns)
+        rows = [row for row in lines if row]
     needed = max(places.values(), default=-1) + 1
     short = [number for number, row in enumerate(rows, 1) if len(row) < needed]
     if short and not drop_short:
@@ -279,10 +279,11 @@ def read_label(
         if np.isfinite(number): return number
         raise BadInput(f"{where}: score {str(value)[:60]!r} is not a number")
     if task.kind == "span": return {"text": list(value["text"]), "answer_start": list(value["answer_start"])}
-    names = {label: number for number, label in enumerate(task.labels)}
-    if task.name in GLUE_TASKS: names |= {str(number): number for number in range(len(task.labels))}
+    labels = task.labels or ()
+    names = {label: number for number, label in enumerate(labels)}
+    if task.name in GLUE_TASKS: names |= {str(number): number for number in range(len(labels))}
     if class_name(value) not in names:
-        raise BadInput(f"{where}: label {str(value)[:60]!r} is not one of {', '.join(task.labels[:20])}")
+        raise BadInput(f"{where}: label {str(value)[:60]!r} is not one of {', '.join(labels[:20])}")
     return names[class_name(value)]
 
 # %% ../nbs/22_tasks.ipynb #d58fabae
@@ -534,7 +535,7 @@ def set_aside(
     seed: int = 0,         # of the order
 ) -> np.ndarray:           # bool [n]: rows that evaluate
     "Draw a fifth of the rows, of each class, without parting groups"
-    held, room = {}, {one: max(1, count // 5) for one, count in Counter(classes.tolist()).items()}
+    held, room = dict[Any, Counter](), {one: max(1, count // 5) for one, count in Counter(classes.tolist()).items()}
     for group, one in zip(groups.tolist(), classes.tolist()): held.setdefault(group, Counter())[one] += 1
     order, chosen = np.random.default_rng(seed).permutation(len(groups)), set()
     for group in dict.fromkeys(groups[order].tolist()):
@@ -616,12 +617,13 @@ def evaluated_by(
     data: Dataset,   # its rows
 ) -> tuple[dict[str, Dataset], str]:   # train and dev; where dev comes from
     "Read the file that evaluates"
-    rows = read_rows(files.dev, **said_of(spec, files.dev)).rows
-    check_values(files.dev, rows, files.columns)
-    dev = normalise(task, rows, str(files.dev))
+    path = Path(files.dev or "")
+    rows = read_rows(path, **said_of(spec, path)).rows
+    check_values(path, rows, files.columns)
+    dev = normalise(task, rows, str(path))
     seen = set(zip(*(data[name] for name in ("text", "text_pair") if name in data.column_names)))
     both = sum(row in seen for row in zip(*(dev[name] for name in ("text", "text_pair") if name in dev.column_names)))
-    return {"train": data, "dev": dev}, files.dev.name + (f" ({both} of its texts train too)" if both else "")
+    return {"train": data, "dev": dev}, path.name + (f" ({both} of its texts train too)" if both else "")
 
 # %% ../nbs/22_tasks.ipynb #fc7383f3
 def load_data(
@@ -921,7 +923,7 @@ def decode(
 # %% ../nbs/22_tasks.ipynb #c777dcc9
 def references(
     task: Task,             # the task
-    data: Dataset | None,   # a split of `load_data`; mlm needs none
+    data: Any,              # a split of `load_data`; mlm needs none
     features: Dataset,      # the same split, encoded
 ) -> ArrayLike:             # references as `score` takes them
     "What the predictions are compared with"

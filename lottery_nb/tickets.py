@@ -453,7 +453,7 @@ def at_sparsity(
 ) -> Mask:                           # inside the mask where it keeps enough, around it where not
     "Take away the smallest kept weights or give back the largest pruned ones"
     parts = [list(mask)] if scope == "global" else [[name] for name in mask]
-    found = {}
+    found: dict = {}
     for names in parts:
         part, scores = Mask({name: mask[name] for name in names}), magnitude({name: theta[name].detach().cpu() for name in names})
         if part.kept >= kept_count(part.total, sparsity): found |= topk_mask(scores, sparsity, within=part)

@@ -61,7 +61,7 @@ def rate_share(
     return max(0.0, (total - step) / max(1e-9, total - rising))
 
 # %% ../nbs/24_training.ipynb #2c8c3d84
-ENCODED = WeakKeyDictionary()   # data set → {what it was encoded for: features}
+ENCODED: WeakKeyDictionary = WeakKeyDictionary()   # data set → {what it was encoded for: features}
 
 # %% ../nbs/24_training.ipynb #e6214480
 def encoded(
@@ -163,6 +163,7 @@ def last_checkpoint(
     for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try: return str(verify(checkpoint))
         except BadInput: shutil.rmtree(checkpoint)
+    return None
 
 # %% ../nbs/24_training.ipynb #e30f13a0
 class PlainTrainer(Trainer):
@@ -333,9 +334,10 @@ class Keeper(TrainerCallback):
         due = time.monotonic() - self.saved >= self.every
         if due and control.should_log and state.global_step < state.max_steps: control.should_save = True
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict = None, **_):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_):
         "Stop a training whose loss is no number"
-        finite(logs.get("loss", 0.0), f"the loss of step {state.global_step} of {state.max_steps}", args.learning_rate)
+        finite((logs or {}).get("loss", 0.0), f"the loss of step {state.global_step} of {state.max_steps}",
+               args.learning_rate)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
         "Start counting again"
@@ -432,13 +434,14 @@ def predict(
     "Run a model over features, longest first"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device).eval()
-    order, collate, made = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable"), DataCollatorWithPadding(tokenizer), None
+    order, collate = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable"), DataCollatorWithPadding(tokenizer)
+    made = np.empty(0)
     for start in tqdm(range(0, len(order), EVALUATION_BATCH), desc="predicting", unit="batch", disable=None, leave=False):
         rows = order[start:start + EVALUATION_BATCH]
         part = outputs(net, task, collate(features[rows]).to(device)).float().cpu().numpy()
         if np.isnan(part).any():
             raise Diverged(f"the model predicts NaN for {task.name}: its training has diverged, {REMEDY}")
-        if made is None: made = np.full((len(order), *part.shape[1:]), -np.inf, np.float32)
+        if not made.size: made = np.full((len(order), *part.shape[1:]), -np.inf, np.float32)
         made[rows, :part.shape[1]] = part
     net.cpu()
     return made
@@ -452,7 +455,7 @@ def evaluate(
     spec: RunSpec,                       # max_length, max_eval
 ) -> dict[str, float]:                   # metric → value in [0, 1] or [-1, 1] (mlm's loss: nats), the primary metric first
     "ε(f(x; θ, γ)) of Chen et al. 2020, section 3.1, by every metric of the task and on every evaluation split"
-    scores = {}
+    scores: dict = {}
     for split in task.evaluation:
         features = encoded(spec, task, data, tokenizer, split)
         made = predict(net, task, features, tokenizer)

@@ -346,7 +346,7 @@ def test_losses_of_a_mask_on_both_sides_are_those_of_the_held_model(kind):
 @pytest.mark.parametrize("decoder", ["input", "both"])
 def test_masked_gradients_equal_autograd(kind, decoder):
     "The fused backward and the last layer at masked tokens against plain autograd of the whole"
-    quiet = {name: 0. for name in architecture_row(kind).dropout}
+    quiet = dict.fromkeys(architecture_row(kind).dropout, 0.0)
     model = make(kind, AutoModelForMaskedLM, **quiet).double().requires_grad_(False)
     scores = Scores({name: value.double() for name, value in initial_scores(start_mask(prunable(model, "encoder+embeddings"), .5)).items()}, .5)
     batch = draw_batch(torch.randint(5, 14, (16, 12), generator=torch.Generator().manual_seed(0)), 0, 8, 0, tokenizer_of(kind))
@@ -401,7 +401,7 @@ def test_weights_come_back_with_and_without_the_head(kind, tmp_path):
 
 def test_trunks_of_other_models_are_not_put_back(tmp_path):
     save_weights(make("bert"), tmp_path/"w")
-    for other in (make("electra"), make("bert", **{"hidden_size": 32})):
+    for other in (make("electra"), make("bert", hidden_size=32)):
         with pytest.raises(BadInput, match="does not hold the weights of this"): load_weights(other, tmp_path/"w", head=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lottery_nb.files import atomic, discard, locked, read_json, remove, seal, stage, verify, write_json
+from lottery_nb.files import read_json, remove, seal, stage, verify, write_json
 from lottery_nb.masks import Mask
 from lottery_nb.spec import TicketSpec
 from lottery_nb.store import finish, finished, finished_runs, run_folder, verify_run

@@ -11,7 +11,7 @@ import lottery_nb.imp as imp_module
 import lottery_nb.methods as methods_module
 from lottery_nb.baseline import WEIGHTS, dense, target_spec, theta0
 from lottery_nb.files import BadInput, read_json
-from lottery_nb.imp import Chain, chain_of, chain_pieces, levels, rewind_point, steps_at
+from lottery_nb.imp import Chain, chain_of, chain_pieces, levels, rewind_point
 from lottery_nb.methods import find_ticket, retrain, starting_point
 from lottery_nb.scores import magnitude
 from lottery_nb.select import topk_mask

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from link_notebooks import ROOT, source, wanted
+from link_notebooks import source, wanted
 
 
 @pytest.mark.parametrize("path, text", wanted().items(), ids=lambda value: value.stem if isinstance(value, Path) else "")

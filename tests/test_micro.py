@@ -198,7 +198,7 @@ def test_train_words_are_not_held_out_words(tasks):
 
 def test_dev_texts_are_reserved_and_unsaid(tasks, sample):
     said = {frozenset((d.first.replace("^", ""), d.second.replace("^", ""))) for _, d in sample} | {d.first for k, d in sample if k in ("review", "present", "narrative")}
-    for name, splits in tasks.items():
+    for splits in tasks.values():
         for split, rows in splits.items():
             texts = [tuple(v for k, v in row.items() if isinstance(v, str) and k != "id") for row in rows]
             assert all(language.reserved(*text) == (split != "train") for text in texts)

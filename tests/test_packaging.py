@@ -177,7 +177,7 @@ def test_wheel_is_typed_and_carries_data_and_templates(built):
 
 
 def test_sdist_carries_what_a_build_needs(built):
-    names = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
+    with tarfile.open(built[0]) as sdist: names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CITATION.cff"} <= names
 
 

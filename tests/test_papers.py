@@ -140,7 +140,7 @@ def test_heatmaps(figure):
 @pytest.mark.parametrize("figure", HEATMAPS)
 def test_heatmaps_are_the_published_masks(figure, assets):
     "Share of five seeds in which a head survived, computed from the authors' masks"
-    tasks = json.loads(gzip.open(assets/"prasanna2020"/"masks.json.gz").read())["heads_mlps"]
+    tasks = json.loads(gzip.decompress((assets/"prasanna2020"/"masks.json.gz").read_bytes()))["heads_mlps"]
     seeds = next(tasks[t] for t in tasks if t.upper() == HEATMAPS[figure])
     kept = np.array([seed["head_mask"] for seed in seeds.values()])
     for value, oracle in (("mean", kept.mean(0)), ("std", kept.std(0, ddof=1))):

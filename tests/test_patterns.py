@@ -19,7 +19,7 @@ from lottery_nb import heads, labels, patterns
 from lottery_nb.cli import main, read_fields
 from lottery_nb.files import BadInput, write_json
 from lottery_nb.grid import read_grid
-from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map, train_cnn
+from lottery_nb.patterns import CLASSES, PatternCNN, synthetic, synthetic_map
 from lottery_nb.spec import make_spec
 
 
@@ -280,12 +280,14 @@ def test_published_shares_add_up(assets):
 
 def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
     "Every map of the Wikipedia model can be made again from its row"
-    import csv, gzip
+    import csv
+    import gzip
     from transformers import AutoModel, AutoTokenizer
     from lottery_nb.attention import read_texts
     folder = assets/"models"/"wiki-bert-mini"
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    rows = list(csv.reader(gzip.open(assets/"glue_data"/"SST-2"/"dev.tsv.gz", "rt", encoding="utf-8-sig"), delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    text = gzip.decompress((assets/"glue_data"/"SST-2"/"dev.tsv.gz").read_bytes()).decode("utf-8-sig")
+    rows = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
     for record in [r for r in labels.eye_labels() if r["model"] == "wiki-bert-mini" and r["task"] == "sst2"][:10]:
         one = next(read_texts(model, tokenizer, [rows[record["row"]][0]], record["kind"])).maps[record["layer"]][record["head"]]
         np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)

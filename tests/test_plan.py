@@ -95,7 +95,7 @@ def test_the_plan_is_what_a_sweep_then_does(tiny_model, tiny_data, tmp_path):
     table = plan(specs)
     assert all(isinstance(result, dict) for _, result in sweep(specs, tmp_path))
     stages = tmp_path/"stages"
-    found = {"dense baseline": list(stages.glob("dense-*")), "retraining": [*tmp_path.glob("*/retrained"), *stages.glob("mask-*")], "IMP level": [p for p in stages.glob("imp-*")], "rewind point": list(stages.glob("theta-*"))}
+    found = {"dense baseline": list(stages.glob("dense-*")), "retraining": [*tmp_path.glob("*/retrained"), *stages.glob("mask-*")], "IMP level": list(stages.glob("imp-*")), "rewind point": list(stages.glob("theta-*"))}
     for kind, folders in found.items():
         trained = [folder for folder in folders if (folder/"history.parquet").exists()]
         assert (len(folders), sum(map(taken, trained))) == tuple(table.loc[kind, ["shared", "steps_shared"]]), kind

@@ -59,7 +59,7 @@ def test_an_address_that_does_not_answer_is_bad_input_at_once():
     pytest.importorskip("ray", reason="Ray is not installed (pip install lottery-nb[ray])")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:%d" % closed.getsockname()[1]
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
     for wrong in (address, "no-such-host.invalid:6379", "127.0.0.1:port"):
         with pytest.raises(BadInput, match="no Ray cluster answers at"): connect(wrong)
 

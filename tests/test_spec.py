@@ -128,7 +128,8 @@ def test_every_grid_in_the_repository_is_valid(monkeypatch):
 
 def test_importing_specs_is_light():
     "The command line answers at once: no torch, no transformers, no pandas"
-    import subprocess, sys
+    import subprocess
+    import sys
     code = "import sys, lottery_nb.cli; print([m for m in ('torch', 'transformers', 'pandas', 'papermill', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

@@ -112,7 +112,7 @@ def test_two_sweeps_share_a_folder(spec, tmp_path):
     said, _ = first.communicate()
     assert (first.returncode, second.returncode) == (0, 0), second.stderr
     assert "[4/4, 0 failed" in said and "[4/4, 0 failed" in second.stdout
-    own = [path for path in (tmp_path/"runs").glob("*/log.txt")]
+    own = list((tmp_path/"runs").glob("*/log.txt"))
     assert len(own) == 4 and len(results(tmp_path/"runs")) == 4
 
 
@@ -138,7 +138,7 @@ def test_only_the_run_that_kills_its_process_is_given_up(spec, tmp_path, monkeyp
         yield from ((one, Lost(one.seed < 2) if fatal else {"seed": one.seed}) for one in specs)
 
     monkeypatch.setattr("lottery_nb.sweep.in_processes", one_kills)
-    ended = dict((one.seed, result) for one, result in sweep([replace(spec, seed=seed) for seed in range(4)], tmp_path, workers=2))
+    ended = {one.seed: result for one, result in sweep([replace(spec, seed=seed) for seed in range(4)], tmp_path, workers=2)}
     assert isinstance(ended[1], RunFailed) and "killed twice" in str(ended[1]) and [ended[seed] for seed in (0, 2, 3)] == [{"seed": 0}, {"seed": 2}, {"seed": 3}]
     assert rounds == [[0, 1, 2, 3], [0], [1], [2, 3]]
 

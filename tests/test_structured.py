@@ -213,8 +213,8 @@ def test_a_killed_search_ends_with_the_same_bytes(spec, root, tmp_path, monkeypa
 
 
 def test_a_run_killed_with_kill_9_resumes_to_the_same_result(spec, root, tmp_path):
-    code = "import sys, json; from lottery_nb.spec import make_spec; from lottery_nb.structured import compared_gates, gates_result\n" \
-           "spec = make_spec('structured', json.loads(sys.argv[1])); print(json.dumps(gates_result(spec, compared_gates(spec, sys.argv[2]), sys.argv[2]), sort_keys=True))"
+    code = "import sys, json; from lottery_nb.spec import make_spec; from lottery_nb.structured import compared_gates, gates_result\n" + (
+           "spec = make_spec('structured', json.loads(sys.argv[1])); print(json.dumps(gates_result(spec, compared_gates(spec, sys.argv[2]), sys.argv[2]), sort_keys=True))")
     command = [sys.executable, "-c", code, json.dumps(asdict(spec)), str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(tmp_path.glob("stages/search-*")): time.sleep(.05)

@@ -27,7 +27,7 @@ def spec(tiny_model, tiny_data):
 def test_papermill_understands_every_template(name):
     "Typed parameter cells make its help page; an unreadable line would be left out"
     known = papermill.inspect_notebook(template_path(name))
-    fields = {f: v for f, v in SPECS[name].__dataclass_fields__.items()}
+    fields = dict(SPECS[name].__dataclass_fields__)
     assert list(known) == list(fields)
     assert all(known[f]["help"] for f in fields)
 
@@ -121,7 +121,7 @@ def kill_workers():
 
 def test_runs_that_lose_their_worker_process_go_on_in_a_new_one(spec, tmp_path):
     ended = []
-    for one, result in sweep([replace(spec, seed=seed) for seed in range(3)], tmp_path, workers=1):
+    for _, result in sweep([replace(spec, seed=seed) for seed in range(3)], tmp_path, workers=1):
         if not ended: kill_workers()
         ended.append(result)
     assert [result["method"] for result in ended] == ["omp"] * 3

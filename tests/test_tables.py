@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from pyarrow import parquet
 
-from lottery_nb import datafiles, labels, tasks
+from lottery_nb import datafiles, tasks
 from lottery_nb.datafiles import data_files, own_files, read_rows
 from lottery_nb.files import BadInput
 from lottery_nb.labels import IDENTITY, pack_map, read_records
@@ -392,7 +392,7 @@ def test_fuzz_of_the_other_readers(tmp_path):
             (folder/"RTE").mkdir(parents=True)
             for name in ("train", "dev"): (folder/"RTE"/f"{name}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "".join(f"{i}\ta {i}\tb\tentailment\n" for i in range(6)))
             squad(folder/"squad", ("cat", 4), ("dog", 14))
-            record = {name: 1 for name in IDENTITY} | {"special": "0", "label": CLASSES[0], "map": pack_map(np.eye(3))}
+            record = dict.fromkeys(IDENTITY, 1) | {"special": "0", "label": CLASSES[0], "map": pack_map(np.eye(3))}
             (folder/"a.jsonl").write_text((json.dumps(record) + "\n") * 3)
             pd.DataFrame([record] * 3).to_csv(folder/"a.csv", index=False)
             for path, load in ((folder/"RTE"/"train.tsv", lambda: load_data(RunSpec(task="rte", data_dir=str(folder)))["train"]), (folder/"a.jsonl", lambda: read_records(folder/"a.jsonl")),

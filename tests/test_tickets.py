@@ -347,7 +347,7 @@ BROKEN = {
     "scores": (lambda mask: {f"{name}_mask": .02 * kept for name, kept in mask.items()}, "must hold 0 and 1 only"),
     "NaN": (lambda mask: {f"{name}_mask": torch.full(kept.shape, float("nan")) for name, kept in mask.items()}, "must hold 0 and 1 only"),
     "a key that looks like a mask": (lambda mask: {f"{name}_mask": kept for name, kept in mask.items()} | {"attention_mask": torch.ones(1, 16)}, "1 members outside of the pool encoder of this model, among them attention"),
-    "a list": (lambda mask: [kept for kept in mask.values()], "must hold a state dict of tensors, got list"),
+    "a list": (lambda mask: list(mask.values()), "must hold a state dict of tensors, got list"),
 }
 
 

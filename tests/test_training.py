@@ -1,5 +1,4 @@
 """Training: against a hand-written loop, killed at every point, without pickles; evaluation against the plain computation."""
-import hashlib
 import os
 import random
 import shutil
@@ -21,11 +20,11 @@ from transformers import (BertConfig, BertForMaskedLM, BertForQuestionAnswering,
                           get_linear_schedule_with_warmup)
 
 from lottery_nb import training
-from lottery_nb.files import BadInput, seal
+from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask
 from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import get_task
-from lottery_nb.training import (Keeper, PlainTrainer, encoded, evaluate, finetune, head_at, last_checkpoint, load_weights, mask_tokens, mlm_loss, predict,
+from lottery_nb.training import (PlainTrainer, encoded, evaluate, finetune, last_checkpoint, load_weights, mask_tokens, mlm_loss, predict,
                                  rate_share, repeatable, save_weights, settings, steps)
 from lottery_nb.weights import prunable
 
@@ -293,7 +292,7 @@ def test_the_model_comes_back_plain(tmp_path, monkeypatch):
 def test_precision_of_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, name in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, supported=supported: supported)
         assert training.precision() == {name: True}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from lottery_nb.verdicts import balanced, by_holm, by_seed, gain_interval, left_out, paired, share_of_gain, verdict_line, verdict_table, weigh
+from lottery_nb.verdicts import by_holm, by_seed, gain_interval, left_out, paired, share_of_gain, verdict_line, verdict_table, weigh
 
 
 def gains(grid):
