@@ -179,7 +179,7 @@ def ruled(
 class RunFirst(TyperGroup):
     "The commands, that of a single run before all others"
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         "Names in the order of the help"
         return sorted(super().list_commands(ctx), key=lambda name: name != "run")
 
@@ -251,7 +251,7 @@ def what_is_read(
 class Templates(TyperGroup):
     "The templates by name, and notebooks that were copied from them by path"
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         "The command of a template"
         if own := cmd_name.endswith(".ipynb"): ctx.meta["notebook"] = cmd_name
         try: return super().get_command(ctx, template_of(cmd_name) if own else one_of("template", cmd_name, SPECS))
@@ -292,7 +292,8 @@ def template_command(
 
     def command(context: typer.Context, runs: Runs = None, force: Force = False, dry_run: DryRun = False,
                 as_json: Json = False, report_to: ReportTo = None, **texts: str):
-        given = [name for name in texts if context.get_parameter_source(name).name == "COMMANDLINE"]
+        source = lambda name: getattr(context.get_parameter_source(name), "name", "")
+        given = [name for name in texts if source(name) == "COMMANDLINE"]
         values = {name: parse_value(template, name, texts[name]) for name in given}
         values |= read_fields(template, context.args)
         notebook = context.meta.get("notebook")
@@ -305,9 +306,9 @@ def template_command(
     usual = list(inspect.signature(command).parameters.values())[:-1]
     helps, hints = field_help(kind), get_type_hints(kind)
     own = [field_option(field, hints[field.name], helps[field.name]) for field in fields(kind)]
-    command.__signature__ = inspect.Signature([*usual, *own])
-    command.__annotations__ = {option.name: option.annotation for option in [*usual, *own]}
-    command.__doc__ = kind.__doc__
+    said: dict[str, Any] = {"__doc__": kind.__doc__, "__signature__": inspect.Signature([*usual, *own])}
+    said |= {"__annotations__": {option.name: option.annotation for option in [*usual, *own]}}
+    for name, value in said.items(): setattr(command, name, value)
     return command
 
 # %% ../nbs/62_cli.ipynb #c42936ee

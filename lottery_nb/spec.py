@@ -146,7 +146,8 @@ class RunSpec:
 
     def differing(self) -> dict:
         "Fields that differ from the defaults of this template, task and model; of micro models also the number of their world"
-        base = usual_values(type(self), self.task, self.model)
+        kind: type = type(self)
+        base = usual_values(kind, self.task, self.model)
         world = {"world": WORLD} if is_micro(self.model) else {}
         return {"template": self.template} | world | {k: v for k, v in vars(self).items() if v != base[k]}
 

@@ -178,11 +178,11 @@ def notebook_times(
 ) -> dict:                # what papermill noted in its notebook: end_time, duration, exception ...; empty where it cannot be read
     "What an executed notebook says about its own execution; most of it is figures, so its end is read first"
     try:
-        if about := noted_at_the_end(Path(folder)/NOTEBOOK): return about
+        if found := noted_at_the_end(Path(folder)/NOTEBOOK): return found
         about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
     except (BadInput, OSError): return {}
-    about = about.get("papermill") if isinstance(about, dict) else None
-    return about if isinstance(about, dict) else {}
+    notes: Any = about.get("papermill") if isinstance(about, dict) else None
+    return notes if isinstance(notes, dict) else {}
 
 # %% ../nbs/30_store.ipynb #90c1edee
 def finished(

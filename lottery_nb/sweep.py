@@ -92,9 +92,9 @@ def notebook_values(
     "What the parameters cell of a notebook says"
     cell = next((source for tagged, source in notebook_code(path) if tagged), "")
     try:
-        lines = [node for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
-        return {line.target.id: ast.literal_eval(line.value) for line in lines}
-    except (SyntaxError, ValueError, AttributeError):
+        lines = [node for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign) and node.value]
+        return {ast.unparse(line.target): ast.literal_eval(line.value or cell) for line in lines}
+    except (SyntaxError, ValueError):
         raise BadInput(f"the parameters cell of {path} must hold plain values, a line `name: type = value` each") from None
 
 # %% ../nbs/61_sweep.ipynb #a71acbcb
