@@ -27,7 +27,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Callable, Iterator, NamedTuple, Optional, get_type_hints
+from typing import Annotated, Any, Callable, Iterator, NamedTuple, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -92,7 +92,7 @@ def field_option(
     complete = lambda incomplete: [value for value in allowed if value.startswith(incomplete)]
     option = typer.Option(f"--{field.name.replace('_', '-')}", help=about, rich_help_panel=group, metavar=metavar,
                           autocompletion=complete)
-    annotation = Annotated[Optional[str], option]
+    annotation = Annotated[str | None, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
 
 # %% ../nbs/62_cli.ipynb #35a7e666
@@ -188,7 +188,7 @@ app = typer.Typer(help="Lottery tickets in pre-trained BERT: find a subnetwork, 
                   no_args_is_help=True, cls=RunFirst, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 ticket_app = typer.Typer(help="Look at a ticket, check it, make one from masks or from other tickets.", no_args_is_help=True)
 app.add_typer(ticket_app, name="ticket")
-Runs = Annotated[Optional[str], typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
+Runs = Annotated[str | None, typer.Option("--runs", help="Folder of all runs; default LOTTERY_NB_RUNS, else runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
 Force = Annotated[bool, typer.Option("--force", help="Run again although it is finished.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the spec and the folder only.")]
@@ -212,7 +212,7 @@ def about(
     "Lottery tickets in pre-trained BERT: find a subnetwork, retrain it, read the result."
 
 # %% ../nbs/62_cli.ipynb #634df4f1
-ReportTo = Annotated[Optional[str],
+ReportTo = Annotated[str | None,
                      typer.Option("--report-to", help="Follow trainings in tensorboard, wandb or trackio (several: commas); "
                                                       "default LOTTERY_NB_REPORT_TO.")]
 
@@ -353,7 +353,7 @@ def grids_command(as_json: Json = False):
 @app.command("copy")
 def copy_command(
     name: Annotated[str, typer.Argument(help="A template (`lottery-nb run --help`) or a grid (`lottery-nb grids`).")],
-    path: Annotated[Optional[Path], typer.Argument(help="The new file; default NAME.ipynb or NAME.yaml here.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="The new file; default NAME.ipynb or NAME.yaml here.")] = None,
 ):
     "Copy a template or a grid, to edit it and run it by its path."
     sources = {template: template_path(template) for template in SPECS} | shipped_grids()
@@ -369,11 +369,11 @@ def copy_command(
 def sweep_command(
     grid: Grid,
     runs: Runs = None,
-    workers: Annotated[Optional[int], typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each run at a time.")] = None,
-    gpus: Annotated[Optional[str], typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
-    runs_per_gpu: Annotated[Optional[int], typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with its own kernel; default 1, with --gpus one for each run at a time.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Numbers of the GPUs to use, such as 0,1; each worker sees one.")] = None,
+    runs_per_gpu: Annotated[int | None, typer.Option("--runs-per-gpu", help="Workers that share a GPU; default 1.")] = None,
     backend: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster (pip install lottery-nb[ray]).")] = "local",
-    ray_address: Annotated[Optional[str],
+    ray_address: Annotated[str | None,
                            typer.Option("--ray-address",
                                         help="HOST:PORT of the cluster, or auto; default RAY_ADDRESS, else this machine alone.")] = None,
     cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", help="Ray: cores of a run.")] = 1,
@@ -381,7 +381,7 @@ def sweep_command(
     force: Annotated[bool, typer.Option("--force", help="Run finished ones again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing: print trainings, steps and hours.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Dry run: the ids of the runs too.")] = False,
-    step_time: Annotated[Optional[float],
+    step_time: Annotated[float | None,
                          typer.Option("--step-time", help="Dry run: seconds a training step takes; default measured here, where the model "
                                                           "is here.")] = None,
     report_to: ReportTo = None,
@@ -588,8 +588,8 @@ def results_command(
     runs: Runs = None,
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
     summary: Annotated[bool, typer.Option("--summary", help="One row per task, method and sparsity: mean over seeds, full model, winning or not.")] = False,
-    figure: Annotated[Optional[Path], typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
-    parquet: Annotated[Optional[Path], typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw score against sparsity into this .png, .svg or .pdf.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write the table (or its summary) into this file instead of printing it.")] = None,
 ):
     "Print the table of finished runs; damaged results are named, and the exit code is 1."
     one_of("format", format, ("table", "csv", "json"))
@@ -656,10 +656,10 @@ def export_command(
 def combine_command(
     operation: Annotated[str, typer.Argument(help="union, intersection or difference (kept in the first, in none of the others).")],
     folders: Annotated[list[Path], typer.Argument(help="Two or more tickets (or runs), then a new folder for the result.")],
-    sparsity: Annotated[Optional[float],
+    sparsity: Annotated[float | None,
                         typer.Option(help="Meet this sparsity exactly: the smallest kept weights go, or the largest pruned ones come back.")] = None,
     scope: Annotated[str, typer.Option(help="For --sparsity: global, or matrix (each matrix has it).")] = "global",
-    model: Annotated[Optional[str], typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
+    model: Annotated[str | None, typer.Option(help="For --sparsity: the model the tickets are for; default the one they name.")] = None,
 ):
     "Combine tickets that were found on the same weights."
     from lottery_nb.models import base_of
@@ -702,10 +702,10 @@ def agreement_command(
 def report_command(
     paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (section 5.2 of the last).")],
     runs: Runs = None,
-    second: Annotated[Optional[Path], typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
-    published: Annotated[Optional[Path], typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
+    second: Annotated[Path | None, typer.Option(help="Further runs, such as those of a larger model, shown beside.")] = None,
+    published: Annotated[Path | None, typer.Option(help="Folder of the authors' files, for prasanna_2020 and attention; default "
                                                            "LOTTERY_NB_PUBLISHED.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page, .html; as a rule PAPER.html in the folder of runs.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ):
     "Lay a paper's tables and figures beside ours, on one HTML page."
@@ -717,7 +717,7 @@ def report_command(
 
 # %% ../nbs/62_cli.ipynb #c11e0002
 OpenLab = Annotated[bool, typer.Option("--open", help="Open the page in JupyterLab now.")]
-Port = Annotated[Optional[int], typer.Option(help="For --open: JupyterLab's port; default a free one.")]
+Port = Annotated[int | None, typer.Option(help="For --open: JupyterLab's port; default a free one.")]
 
 # %% ../nbs/62_cli.ipynb #c11e0003
 def show_page(
@@ -743,8 +743,8 @@ def annotate_command(
     seed: Annotated[int, typer.Option(help="Which texts, layers and heads.", min=0)] = 0,
     data_dir: Annotated[str, typer.Option(help="Folder of local data.")] = "",
     name: Annotated[str, typer.Option(help="Who labels.")] = "",
-    compare: Annotated[Optional[Path], typer.Option(help="Another person's labels: print the agreement of the two files instead.")] = None,
-    beside: Annotated[Optional[Path],
+    compare: Annotated[Path | None, typer.Option(help="Another person's labels: print the agreement of the two files instead.")] = None,
+    beside: Annotated[Path | None,
                       typer.Option(help="Another person's labels: label the same maps and see how far you agree.")] = None,
     open_lab: OpenLab = False,
     port: Port = None,
@@ -762,7 +762,7 @@ def annotate_command(
 # %% ../nbs/62_cli.ipynb #c11e0001
 @app.command("explore")
 def explore_command(
-    runs: Annotated[Optional[str], typer.Argument(help="Folder of runs; default LOTTERY_NB_RUNS, else runs/.")] = None,
+    runs: Annotated[str | None, typer.Argument(help="Folder of runs; default LOTTERY_NB_RUNS, else runs/.")] = None,
     open_lab: OpenLab = False,
     port: Port = None,
 ):
