@@ -112,6 +112,8 @@ class RunSpec:
     max_train: int = OPEN         # use only the first so many training examples (after a seeded shuffle); None: all
     max_eval: int = OPEN          # use only the first so many evaluation examples; None: all
     max_steps: int = OPEN         # optimizer steps instead of epochs; None: by epochs
+    head_steps: int = 0           # for a model that predicts no words: optimizer steps of training an MLM head on `text` first; 0: none
+    head_trunk: bool = False      # train the trunk with that head (every run then starts from the trunk so adapted)
 
     template = "run"              # class attribute: name of the notebook template
 
@@ -127,6 +129,8 @@ class RunSpec:
         "Refuse values outside their range"
         within(self, low=1, batch_size=self.batch_size, max_length=self.max_length, max_train=self.max_train, max_eval=self.max_eval, max_steps=self.max_steps)
         within(self, low=0, high=2**32 - 1, seed=self.seed)
+        within(self, low=0, head_steps=self.head_steps)
+        if self.head_trunk and not self.head_steps: raise BadInput("head_trunk needs head_steps above 0, got 0")
         within(self, low=0, high=1, warmup=self.warmup)
         if not 0 <= self.dropout < 1: raise BadInput(f"dropout must be in [0, 1), got {self.dropout}")
         within(self, low=0, high=10, above=True, learning_rate=self.learning_rate)
