@@ -14,8 +14,9 @@ from typing import Callable, Iterator
 import pandas as pd
 from transformers import PreTrainedModel
 
+from .adapt import head_spec
 from .baseline import Piece, dense_piece, is_local, reads_local, tokenizer_here
-from .files import BadInput, one_of
+from .files import BadInput, one_of, short_hash
 from .methods import ticket_pieces
 from .micro import micro_config
 from .models import HEADS, load_config
@@ -36,7 +37,11 @@ def pieces(
     spec: RunSpec,      # a run of any template
 ) -> list[Piece]:       # its trainings, each once
     "Every training that a run needs if nothing is there yet"
-    return list({piece.key: piece for piece in PIECES[one_of("template", spec.template, PIECES)](spec)}.values())
+    found = {piece.key: piece for piece in PIECES[one_of("template", spec.template, PIECES)](spec)}
+    if spec.head_steps:
+        head = head_spec(spec)
+        found = {"head": Piece("MLM head", short_hash(head.identity(), 16), head, head.max_steps)} | found
+    return list(found.values())
 
 # %% ../nbs/60_plan.ipynb #a7986e0a
 def plan(

@@ -8,12 +8,13 @@ __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORL
            'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within', 'slugged',
            'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults',
            'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from',
-           'parse_value', 'read_bool']
+           'parse_value', 'read_bool', 'run_command']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
 import os
 import re
+import shlex
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib import import_module
@@ -111,6 +112,8 @@ class RunSpec:
     max_train: int = OPEN         # use only the first so many training examples (after a seeded shuffle); None: all
     max_eval: int = OPEN          # use only the first so many evaluation examples; None: all
     max_steps: int = OPEN         # optimizer steps instead of epochs; None: by epochs
+    head_steps: int = 0           # for a model that predicts no words: optimizer steps of training an MLM head on `text` first; 0: none
+    head_trunk: bool = False      # train the trunk with that head (every run then starts from the trunk so adapted)
 
     template = "run"              # class attribute: name of the notebook template
 
@@ -126,6 +129,8 @@ class RunSpec:
         "Refuse values outside their range"
         within(self, low=1, batch_size=self.batch_size, max_length=self.max_length, max_train=self.max_train, max_eval=self.max_eval, max_steps=self.max_steps)
         within(self, low=0, high=2**32 - 1, seed=self.seed)
+        within(self, low=0, head_steps=self.head_steps)
+        if self.head_trunk and not self.head_steps: raise BadInput("head_trunk needs head_steps above 0, got 0")
         within(self, low=0, high=1, warmup=self.warmup)
         if not 0 <= self.dropout < 1: raise BadInput(f"dropout must be in [0, 1), got {self.dropout}")
         within(self, low=0, high=10, above=True, learning_rate=self.learning_rate)
@@ -582,3 +587,15 @@ def read_bool(
 ) -> bool:       # its value
     "Read a yes or no"
     return one_of("yes or no", text.lower(), ("true", "yes", "1", "false", "no", "0")) in ("true", "yes", "1")
+
+# %% ../nbs/04_spec.ipynb #27db702c
+def run_command(
+    spec: RunSpec,              # a run
+    runs: str | None = None,    # folder of all runs
+) -> str:                       # such as "lottery-nb run ticket --task mrpc --seed 1", quoted for a shell
+    "The command that executes one run"
+    words = ["lottery-nb", "run", spec.template, *(["--runs", str(runs)] if runs else [])]
+    for name, value in spec.differing().items():
+        if name not in ("template", "world"): words += [f"--{name.replace('_', '-')}", str(value).lower() if value is None
+                                                        or isinstance(value, bool) else str(value)]
+    return shlex.join(words)
