@@ -28,7 +28,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Callable, Iterator, NamedTuple, get_type_hints
+from typing import Annotated, Any, Callable, Iterator, NamedTuple, Optional, get_type_hints
 
 import typer
 from typer.core import TyperGroup
