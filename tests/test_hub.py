@@ -233,13 +233,20 @@ def test_offline_the_cache_serves_and_the_rest_is_one_sentence(shared):
     assert "the Hub is not asked for ann/omp: HF_HUB_OFFLINE is set" in sentence(answers["push"])
 
 
-def test_a_hub_that_does_not_answer(shared, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"   # nobody listens there
-        omp(.5).save(tmp_path/"t")
-        answers = calls({"pull": ["ticket", "pull", "ann/omp", "refused"], "push": ["ticket", "push", "t", "ann/omp", "--token", "hf_writer"]}, tmp_path, HF_ENDPOINT=address)
-    for answer in answers.values(): assert sentence(answer) == f"the Hub at {address} does not answer: check the network, or HF_ENDPOINT"
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "silent"])
+def test_a_hub_that_does_not_answer(listens, shared, tmp_path):
+    "A port where nobody listens, and one where somebody does and says nothing; what is in the cache is still served"
+    folder, _, _, _ = shared
+    omp(.5).save(tmp_path/"t")
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if listens: port.listen()
+        address = f"http://127.0.0.1:{port.getsockname()[1]}"
+        commands = {"pull": ["ticket", "pull", "ann/never", "refused"], "push": ["ticket", "push", "t", "ann/omp", "--token", "hf_writer"],
+                    "cached": ["ticket", "pull", "ann/omp", "cached"]}
+        answers = calls(commands, tmp_path, HF_ENDPOINT=address, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_CACHE=str(folder/"hf"/"hub"))
+    for name in ("pull", "push"): assert sentence(answers[name]) == f"the Hub at {address} does not answer: check the network, or HF_ENDPOINT"
+    assert answers["cached"][0] == 0 and Ticket.load(tmp_path/"cached").mask == Ticket.load(folder/"sparser").mask
 
 
 def test_what_goes_to_the_hub_holds_no_path(shared):

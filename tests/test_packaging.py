@@ -120,7 +120,7 @@ def imported(tree):
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.partition(".")[0]
 
 
-BROUGHT = {"jupyter_core": "ipykernel", "traitlets": "ipykernel", "tokenizers": "transformers"}   # module → what cannot do without it
+BROUGHT = {"jupyter_core": "ipykernel", "traitlets": "ipykernel", "IPython": "ipykernel", "tokenizers": "transformers"}   # module → what cannot do without it
 
 
 def test_whatever_is_imported_is_required():
@@ -136,7 +136,7 @@ def test_notebooks_for_readers_import_nothing_that_only_developers_have(path):
     cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     code = [re.sub(r"^[%!].*", "", text, flags=re.M) for text in cells if not re.match(r"%%writefile .*\.(?!py$)\w+$", text, re.M)]
     found = {module for text in code for module in imported(ast.parse(text))}
-    assert {module for module in found - core if not extra_of(module)} == set()
+    assert {module for module in found - core if not extra_of(BROUGHT.get(module, module))} == set()
 
 
 def test_a_missing_module_is_put_to_the_door_that_needs_more():
