@@ -25,6 +25,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .datafiles import data_root
+from .adapt import start_of
 from .files import BadInput, atomic, read_json, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
@@ -84,7 +85,7 @@ def theta0(
     spec: RunSpec,       # model, task, seed, dropout
 ) -> PreTrainedModel:    # pre-trained weights θ0 with head γ0 drawn from the seed
     "The model that a training starts from"
-    return load_model(spec.model, materials(spec).task, spec.seed, spec.dropout)
+    return load_model(start_of(spec), materials(spec).task, spec.seed, spec.dropout)
 
 # %% ../nbs/31_baseline.ipynb #a1de2e3f
 WEIGHTS = "model.safetensors"      # trained weights; written last, so a training that has them is done
@@ -188,11 +189,12 @@ def environment() -> dict:   # python, torch, transformers, lottery_nb: versions
 # %% ../nbs/31_baseline.ipynb #4f56df3a
 def record(
     spec: RunSpec,   # a run
-) -> dict:           # data (rows per split, classes, where the dev rows come from), inputs (checksums), environment
+) -> dict:           # data (rows per split, classes, where the dev rows come from), inputs (checksums), environment, head (how it was trained)
     "What a result says about where it comes from"
     target = target_spec(spec)
     hub = {"hub_rows": rows} if (rows := hub_rows(target)) else {}
-    return {"data": about_data(target, materials(target).data) | hub, "inputs": spec.inputs(), "environment": environment()}
+    head = {"head": read_json(Path(start_of(spec))/"head.json", dict)} if spec.head_steps else {}
+    return {"data": about_data(target, materials(target).data) | hub, "inputs": spec.inputs(), "environment": environment()} | head
 
 # %% ../nbs/31_baseline.ipynb #562bf41c
 def introduce(

@@ -50,7 +50,7 @@ def all_verdicts(
 # %% ../nbs/63_findings.ipynb #a5ef4c29
 def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column a model; one row a claim
     "All claims and what our runs say to them"
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for paper in PAGES:
         for column, ending in TABLES.items():
             for v in all_verdicts(paper, ending):

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.stats import permutation_test
 from torch import nn
 
+from .adapt import start_of
 from .attention import read_texts
 from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
@@ -176,7 +177,7 @@ def surviving_heads(
     if heads.shape != there: raise BadInput(f"ticket {spec.ticket} has gates for {heads.shape[0]} × "
                                             f"{heads.shape[1]} heads, the model has "
                                             f"{there[0]} × {there[1]}")
-    model = base_of(spec.model)
+    model = base_of(start_of(spec))
     check_architecture(ticket, model)
     check_weights(ticket, model)
     return heads

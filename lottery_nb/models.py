@@ -132,11 +132,12 @@ def init_fresh(
     names: list[str],       # its parameters to draw afresh, in the model's order
     seed: int,              # of the draw
 ):
-    "Draw head weights from a seed: N(0, initializer_range²), biases 0 (the initialisation of BERT)"
+    "Draw head weights from a seed: N(0, initializer_range²), biases 0, LayerNorm 1 (the initialisation of BERT)"
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         weights = net.get_parameter(name).data
         if name.endswith("bias"): weights.zero_()
+        elif "norm" in name.lower(): weights.fill_(1)
         else: weights.normal_(0, net.config.initializer_range, generator=generator)
 
 # %% ../nbs/23_models.ipynb #725dd456
@@ -163,14 +164,18 @@ def fresh_names(
     net: PreTrainedModel,   # a model just loaded
     missing: set[str],      # parameters its files lack
     model: str,             # what was loaded, for the message
+    words: bool = False,    # whether an MLM head may come from the seed too, for one who is about to train it
 ) -> list[str]:             # parameters of the task head, and of a missing pooler, in the model's order
     "Which parameters come from the seed; files that lack anything else are `BadInput`, never a silent random trunk"
-    trunk, predicts_words = f"{net.base_model_prefix}.", net.get_output_embeddings() is not None
-    lost = sorted(name for name in missing if predicts_words or (name.startswith(trunk) and part_of(net, name) != "pooler"))
+    trunk, predicts = f"{net.base_model_prefix}.", net.get_output_embeddings() is not None
+    lost = sorted(name for name in missing if name.startswith(trunk) and part_of(net, name) != "pooler")
     if lost:
         raise BadInput(f"model {model} lacks {len(lost)} of the weights that {type(net).__name__} needs, among them "
                        f"{lost[0]}")
-    return [name for name, _ in net.named_parameters() if name in missing or not (predicts_words or name.startswith(trunk))]
+    if predicts and missing and not words:
+        raise BadInput(f"model {model} has no MLM head ({min(missing)} is not in its files): give head_steps, and a text, "
+                       "to train one first")
+    return [name for name, _ in net.named_parameters() if name in missing or not (predicts or name.startswith(trunk))]
 
 # %% ../nbs/23_models.ipynb #c142d579
 def load_model(
@@ -178,6 +183,7 @@ def load_model(
     task: Task,                     # what the head is for
     seed: int,                      # of the head, and of a pooler that the files lack
     dropout: float | None = None,   # while training; None = the model's own
+    words: bool = False,            # as in `fresh_names`
 ) -> PreTrainedModel:               # pre-trained weights θ0 with head γ0 in float32 on the CPU, in evaluation mode
     "Load f(x; θ0, γ0) (Chen et al. 2020, section 3.1): the same arguments give the same bytes, whatever ran before"
     config = load_config(model, task, dropout)
@@ -190,7 +196,7 @@ def load_model(
                        f"{short_reason(error)}") from None
     check_used(net, report["unexpected_keys"], model)
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    init_fresh(net, fresh_names(net, missing, model), seed)
+    init_fresh(net, fresh_names(net, missing, model, words), seed)
     return net.eval()
 
 # %% ../nbs/23_models.ipynb #80227a22

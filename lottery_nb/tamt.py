@@ -31,6 +31,7 @@ from torch.func import functional_call
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from .adapt import start_of
 from .baseline import Piece, is_local, materials, target_spec, theta0
 from .files import BadInput, atomic, one_of, read_json, short_hash, stage, write_json
 from .masks import Mask
@@ -714,7 +715,7 @@ def text_spec(
     folder = "" if spec.text else spec.data_dir
     most = OPEN if blocks is None else blocks
     return RunSpec(task="mlm", model=spec.model, data_dir=folder, text=spec.text, max_length=length, max_train=most,
-                   max_eval=max(16, EVALUATION_TOKENS // length))
+                   max_eval=max(16, EVALUATION_TOKENS // length), head_steps=spec.head_steps, head_trunk=spec.head_trunk)
 
 # %% ../nbs/33_tamt.ipynb #0580461d
 def _positions(model: str) -> int:
@@ -752,7 +753,7 @@ def trained_masks(
     "The mask training of a spec: a stage shared by all runs that need it"
     settings = mask_settings(spec)
     source = text_spec(spec, settings.steps * settings.batch_size)
-    model = load_model(source.model, get_task("mlm"), source.seed, spec.dropout)   # first: a model without the head is refused before any text is read
+    model = load_model(start_of(source), get_task("mlm"), source.seed, spec.dropout)   # first: a model without the head is refused before any text is read
     check_length(model, source.max_length)
     task, data, tokenizer = materials(source)
     folder = stage_folder(f"tamt-{slugged(settings.objective)}-s{100 * spec.sparsity:g}-r{settings.seed}", training_fields(spec, source), root)
@@ -801,6 +802,6 @@ def pretraining_losses(
     key = source.identity() | dict(members=list(ticket.mask), mask=_digest(ticket.mask.values()), decoder=spec.mask_decoder)
     def measure(partial: Path):
         task, data, tokenizer = materials(source)
-        dev, model = encoded(source, task, data, tokenizer, "dev"), load_model(source.model, task, source.seed)
+        dev, model = encoded(source, task, data, tokenizer, "dev"), load_model(start_of(source), task, source.seed)
         write_json(partial/"losses.json", mask_losses(model, ticket.mask, dev, tokenizer, decoder=spec.mask_decoder))
     return read_json(stage(stage_folder("losses", key, root), measure)/"losses.json")

@@ -3,7 +3,6 @@ import hashlib
 import json
 import random
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,30 +133,6 @@ def test_a_pickle_is_never_executed(tmp_path):
     (tmp_path/"mask.pt").write_bytes(pickle.dumps({"a_mask": Bomb()}))
     with pytest.raises(BadInput, match="pickled modules are refused"): from_prune_state(tmp_path/"mask.pt")
     assert not (tmp_path/"boom").exists()
-
-
-def test_from_the_hub_fetches_only_the_tickets_files(tmp_path, monkeypatch):
-    import huggingface_hub
-    folder, asked = omp(bert()).save(tmp_path/"t"), {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, revision, allow_patterns: asked.update(repo=repo, files=allow_patterns) or str(folder))
-    assert Ticket.from_pretrained("someone/ticket").mask == Ticket.load(folder).mask
-    assert asked == {"repo": "someone/ticket", "files": ["ticket.json", "mask.safetensors", "README.md"]}
-
-
-def test_push_to_hub_uploads_a_complete_ticket(monkeypatch):
-    import huggingface_hub
-    sent = {}
-
-    class Api:
-        def create_repo(self, repo, private, exist_ok): sent["repo"] = (repo, private)
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            sent["mask"] = Ticket.load(folder_path).mask
-            return "https://hub/commit"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    ticket = omp(bert())
-    assert ticket.push_to_hub("me/ticket", private=True) == "https://hub/commit"
-    assert sent == {"repo": ("me/ticket", True), "mask": ticket.mask}
 
 
 def test_a_ticket_fits_its_own_checkpoint_in_every_stored_type(tmp_path):
@@ -305,18 +280,6 @@ def test_a_run_is_named_like_its_ticket(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("runs/mrpc-omp-s50-r0-1a2b3c", "runs/mrpc-omp-s50-r0-1a2b3c/ticket"):
         assert Ticket.from_pretrained(name).mask == ticket.mask and ticket_name(name) == "mrpc-omp-s50-r0-1a2b3c"
-
-
-def test_what_goes_to_the_hub_holds_no_path(tmp_path, monkeypatch):
-    import huggingface_hub
-    sent = {}
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(create_repo=lambda *words, **more: None, upload_folder=lambda folder_path, **more: sent.update({p.name: p.read_bytes() for p in folder_path.iterdir()})))
-    model = bert()
-    model.save_pretrained(tmp_path/"my-bert")
-    mask = omp(model).mask
-    Ticket(mask, provenance_of(model, mask, model=str(tmp_path/"my-bert"))).push_to_hub("me/ticket")
-    assert set(sent) == {"ticket.json", "mask.safetensors", "README.md"} and not any(str(tmp_path).encode() in data for data in sent.values())
-    assert b"Ticket.from_pretrained('me/ticket')" in sent["README.md"]
 
 
 def layouts(mask):
