@@ -17,10 +17,10 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Iterator, get_type_hints
+from typing import Any, Iterator
 
 from .files import BadInput, bare, one_of, shown
-from .spec import SPECS, RunSpec, make_spec
+from .spec import SPECS, RunSpec, kinds, make_spec
 
 # %% ../nbs/05_grid.ipynb #499e154b
 MOST_RUNS = 10_000   # of one grid
@@ -133,7 +133,7 @@ def check_point(
     values: dict,     # field → value
 ):
     "Refuse values of a wrong kind, values a spec refuses, and values that contradict each other"
-    for name, kind in get_type_hints(SPECS[template]).items():
+    for name, kind, _ in kinds(SPECS[template]):
         value = values.get(name)
         if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None
                                                                                                and not isinstance(value, str)

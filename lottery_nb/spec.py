@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'OPEN', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
-           'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within', 'slugged',
-           'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults',
-           'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from',
-           'parse_value', 'read_bool', 'run_command']
+           'NULLABLE', 'OPEN', 'CONTROL', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS',
+           'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within',
+           'slugged', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope',
+           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected',
+           'spec_from', 'parse_value', 'read_bool', 'run_command']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
@@ -187,6 +187,9 @@ def kinds(
     hints = get_type_hints(spec)
     return tuple((field.name, hints[field.name], field.default is None or field.name in NULLABLE) for field in fields(spec))
 
+# %% ../nbs/04_spec.ipynb #a1ebfd35
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")   # control characters, and halves of surrogate pairs
+
 # %% ../nbs/04_spec.ipynb #16d54927
 def check_types(
     spec: Any,   # a frozen dataclass whose annotations are str, int, float or bool
@@ -202,7 +205,7 @@ def check_types(
         elif number and kind is int and value == int(value): object.__setattr__(spec, name, int(value))
         elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}")
-        if kind is str and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
+        if kind is str and CONTROL.search(value):
             raise BadInput(f"{name} must be text without control characters, got {shown(value)}")
 
 # %% ../nbs/04_spec.ipynb #7e5fd02b

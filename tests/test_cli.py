@@ -451,6 +451,9 @@ def test_tables_are_ruled_in_a_terminal_and_plain_elsewhere(tmp_path):
     ruled, grey, plain = in_terminal(words), in_terminal(words, NO_COLOR="1"), lottery(*words).stdout
     assert "──" in ruled and "\x1b[" in ruled and "mrpc" in ruled
     assert "──" in grey and not re.search(r"\x1b\[[0-9;]*3[0-7]", grey) and not re.search(r"\x1b\[[0-9;]*3[0-7]", in_terminal(["--help"], NO_COLOR="1"))
+    for seed, score in ((0, .5), (1, .75)): finish(open_run(TicketSpec(task="mrpc", seed=seed), tmp_path/"runs"), task="mrpc", metric="accuracy", score=score, sparsity=.7, method="imp")
+    listed = in_terminal(["results", "--runs", tmp_path/"runs"], NO_COLOR="1")
+    assert "──" in listed and "0.7500" in listed and "──" not in lottery("results", "--runs", tmp_path/"runs").stdout
     assert "──" not in plain and "\x1b" not in plain and plain.splitlines()[1].split() == ["ticket", "mrpc", "imp", "0", "0", "0", "2"]
 
 

@@ -110,7 +110,7 @@ def test_extras_are_those_of_settings():
 def test_extras_bring_those_before_them():
     brings = {extra: {inner for need in needs if need.name == "lottery-nb" for inner in need.extras} for extra, needs in requirements().items()}
     assert [brings[extra] for extra in NESTED] == [set(), {"sweep"}, {"report"}]
-    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook"}
+    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook", "docs"}
 
 
 def imported(tree):
@@ -197,3 +197,10 @@ def test_wheel_runs_outside_the_repository(built, tmp_path):
     verify = "from lottery_nb.cli import main; raise SystemExit(main(sys.argv[1:]))"
     done = in_bare(check + verify, "ticket", "verify", "ticket", folder=tmp_path, PYTHONPATH=str(place))
     assert (done.returncode, done.stdout.split(";")[0]) == (0, "ticket: good"), done.stderr
+    begin = "import sys\n" + verify
+    listed = in_bare(begin, "grids", "--json", folder=tmp_path, PYTHONPATH=str(place))
+    assert {row["grid"] for row in json.loads(listed.stdout)} == {path.stem for path in (ROOT/"grids").glob("*.yaml")}, listed.stderr
+    printed = in_bare(begin, "sweep", "chen_2020_smoke", "--print", folder=tmp_path, PYTHONPATH=str(place))
+    assert printed.returncode == 0 and printed.stdout.startswith("lottery-nb run ticket --task mrpc"), printed.stderr
+    copied = in_bare(begin, "copy", "ticket", folder=tmp_path, PYTHONPATH=str(place))
+    assert copied.returncode == 0 and (tmp_path/"ticket.ipynb").read_bytes() == (ROOT/"nbs"/"runs"/"ticket.ipynb").read_bytes(), copied.stderr
