@@ -172,6 +172,7 @@ def test_wheel_is_typed_and_carries_data_and_templates(built):
     wanted = {f"lottery_nb/{path.relative_to(ROOT/'lottery_nb')}" for path in (ROOT/"lottery_nb").rglob("*") if path.suffix in (".py", ".csv", ".safetensors")}
     wanted |= {f"lottery_nb/{folder}/{path.name}" for folder in ("runs", "reports") for path in (ROOT/"nbs"/folder).glob("*.ipynb")}
     wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
+    wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
     assert not wanted - names
     assert "lottery_nb/py.typed" in names
 
