@@ -28,7 +28,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Callable, Iterator, NamedTuple, Optional, get_type_hints
+from typing import Annotated, Any, Callable, Iterator, NamedTuple, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -681,8 +681,8 @@ def save_ticket(
                f"{ticket.mask.sparsity:.4f}")
 
 # %% ../nbs/62_cli.ipynb #900ac8dc
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub; default main.")]
-Token = Annotated[Optional[str], typer.Option(help="Of the Hub; default HF_TOKEN, else the one of hf auth login.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub; default main.")]
+Token = Annotated[str | None, typer.Option(help="Of the Hub; default HF_TOKEN, else the one of hf auth login.")]
 
 # %% ../nbs/62_cli.ipynb #cf31cd07
 @ticket_app.command("push")
@@ -690,7 +690,7 @@ def push_command(
     path: Annotated[Path, typer.Argument(help="A finished run, or a ticket's folder.")],
     repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub, made if need be.")],
     revision: Revision = None,
-    private: Annotated[Optional[bool], typer.Option("--private/--public",
+    private: Annotated[bool | None, typer.Option("--private/--public",
                                                     help="Who sees it, if it is made now; default as your account has it.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload ticket",
     token: Token = None,

@@ -91,7 +91,7 @@ def shared(tmp_path_factory):
             "onto a folder": ["ticket", "pull", "ann/omp", "run", "--token", "hf_reader"],
             "no revision": ["ticket", "pull", "ann/omp", "refused", "--revision", "nowhere", "--token", "hf_reader"],
             "no repository": ["ticket", "pull", "ann/nothing", "refused", "--token", "hf_reader"], "no name": ["ticket", "pull", "a b/c d", "refused"],
-            "no ticket": ["ticket", "pull", "ann/empty", "refused"], "down": ["ticket", "pull", "down/ticket", "refused"],
+            "no ticket": ["ticket", "pull", "ann/empty", "refused"], **{name: ["ticket", "pull", f"{name}/ticket", "refused"] for name in ("down", "busy", "gated")},
             "wrong push": ["ticket", "push", "run", "ann/omp", "--token", "hf_wrong"], "no token": ["ticket", "push", "run", "ann/omp"],
             "no right": ["ticket", "push", "run", "ann/omp", "--token", "hf_reader"], "no right to make": ["ticket", "push", "run", "ann/new", "--token", "hf_reader"],
             "of a folder": ["ticket", "push", "local", "ann/local", "--token", "hf_writer"],
@@ -133,6 +133,7 @@ def test_pull_brings_the_bits_that_were_pushed(shared):
     "wrong pull": r"the Hub at \S+ refuses the token.*hf auth login.*HF_TOKEN", "stranger": r"no repository ann/omp at \S+ that you may see.*needs a token",
     "no revision": r"ann/omp at \S+ has no such revision", "no repository": r"no repository ann/nothing at", "no name": r"a b/c d is neither a folder here nor the name of a repository",
     "no ticket": r"ann/empty holds no ticket", "down": r"the Hub at \S+ answers 503.*try again later", "onto a folder": r"run exists already",
+    "busy": r"the Hub at \S+ has had too many requests from here", "gated": r"gated/ticket is gated: ask for access on its page \S+/gated/ticket",
     "wrong push": r"refuses the token", "no token": r"refuses the token, or there is none", "no right": r"this token has no right to do that with ann/omp",
     "no right to make": r"this token has no right to do that with ann/new"}.items())
 def test_a_refusal_is_one_sentence(name, said, shared):

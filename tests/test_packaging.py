@@ -110,7 +110,7 @@ def test_extras_are_those_of_settings():
 def test_extras_bring_those_before_them():
     brings = {extra: {inner for need in needs if need.name == "lottery-nb" for inner in need.extras} for extra, needs in requirements().items()}
     assert [brings[extra] for extra in NESTED] == [set(), {"sweep"}, {"report"}]
-    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook"}
+    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook", "docs"}
 
 
 def imported(tree):
@@ -171,6 +171,7 @@ def test_wheel_is_typed_and_carries_data_and_templates(built):
     names = set(zipfile.ZipFile(built[1]).namelist())
     wanted = {f"lottery_nb/{path.relative_to(ROOT/'lottery_nb')}" for path in (ROOT/"lottery_nb").rglob("*") if path.suffix in (".py", ".csv", ".safetensors")}
     wanted |= {f"lottery_nb/{folder}/{path.name}" for folder in ("runs", "reports") for path in (ROOT/"nbs"/folder).glob("*.ipynb")}
+    wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
     wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
     assert not wanted - names
     assert "lottery_nb/py.typed" in names
