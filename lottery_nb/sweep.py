@@ -588,7 +588,6 @@ def state(
     folder = run_folder(spec, root)
     if is_locked(folder): return "running"
     try: done = finished(folder) is not None
-    except OtherVersion: raise
     except BadInput: return "failed"
     return "done" if done else "failed" if (folder/FAILED).exists() else "waiting"
 
