@@ -37,5 +37,8 @@ notebooks: install   ## execute every notebook in place, keeping the outputs a r
 findings: install   ## the README's table of findings, from the results tables beside the reports
 	$(BIN)/python -c "from lottery_nb.findings import write_findings; write_findings('README.md')"
 
+docs: install   ## the docs site, _docs/site/index.html
+	$(BIN)/python tests/build_docs.py
+
 clean:   ## remove everything that can be made again
-	rm -rf .venv $(RUNS) build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv _docs $(RUNS) build dist *.egg-info .pytest_cache .hypothesis

@@ -82,7 +82,7 @@ def table(folder: Path, runs: int):
 def sharing():
     "Training steps that stages shared between runs save, pre-training of the micro model not counted"
     for path in sorted(GRIDS.glob("*.yaml")):
-        found = plan(read_grid(path)).drop("micro pre-training", errors="ignore")
+        found = plan(read_grid(path))
         alone, shared = found.steps_alone.sum(), found.steps_shared.sum()
         print(f"{path.name:<31} {100 * (1 - shared / alone):7.1f} %    of {alone:,} steps saved by sharing")
 

@@ -30,7 +30,10 @@ __all__ = sorted(_HOME)   # noqa: PLE0605   (a list)
 def __getattr__(name: str):
     "Import a name of the face on first use"
     if name not in _HOME: raise AttributeError(f"module 'lottery_nb' has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try: globals()[name] = value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        from .extras import absent
+        raise ImportError(absent(error.name or "") or error) from error
     return value
 
 

@@ -18,7 +18,6 @@ from .patterns import CLASSES
 from .prasanna import published_file
 from .report import Section, no_runs, page_places
 from .store import finished_runs
-from .tables import worlds
 
 # %% ../nbs/58_attention_page.ipynb #dd40fc0f
 def page_attention(

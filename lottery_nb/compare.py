@@ -15,14 +15,16 @@ import zlib
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 import pandas as pd
 
 from .files import BadInput, one_of
-from .gates import Gates, binary, weight_share
 from .store import finished_runs
+
+# %% ../nbs/50_compare.ipynb #67b5e084
+if TYPE_CHECKING: from lottery_nb.gates import Gates   # torch takes a second: scores are compared without
 
 # %% ../nbs/50_compare.ipynb #2be92b52
 def spread(
@@ -61,7 +63,7 @@ def winning_sparsity(
 
 # %% ../nbs/50_compare.ipynb #9adbfd1b
 def stacked(
-    gates: list[Gates],                      # one per seed, all of one shape
+    gates: list["Gates"],                      # one per seed, all of one shape
 ) -> tuple[np.ndarray, np.ndarray]:          # heads: bool, (seed, layer, head); MLPs: bool, (seed, layer)
     "Gates of several seeds as two arrays"
     if len(gates) < 2: raise BadInput(f"agreement needs at least two seeds, got {len(gates)}")
@@ -153,12 +155,13 @@ def statistics_of(
 
 # %% ../nbs/50_compare.ipynb #b81b599d
 def seed_agreement(
-    gates: list[Gates],        # one per seed, at least two
+    gates: list["Gates"],        # one per seed, at least two
     draws: int = 1000,         # permutations of each null
     seed: int = 0,             # of the permutations
     mlp_ratio: float = 4.0,    # intermediate size ÷ hidden size
 ) -> dict:                     # heads, mlps, weight_share(s), kappa, cochran_q, cochran_p, jaccard, super_heads, super_mlps and their nulls
     "How far the seeds of one task agree (Prasanna et al. 2020, section 5.1)"
+    from lottery_nb.gates import weight_share
     heads, mlps = stacked(gates)
     shares = [weight_share(g, mlp_ratio) for g in gates]
     return {
@@ -172,8 +175,9 @@ def seed_agreement(
 def entry_gates(
     entry: dict,    # head_mask, mlp_mask, or one of them; other members are ignored
     where: str,     # place in the file, for messages
-) -> Gates:         # the gates; a missing side is all open
+) -> "Gates":         # the gates; a missing side is all open
     "The gates of one seed"
+    from lottery_nb.gates import Gates, binary
     if not isinstance(entry, dict) or not {"head_mask",
                                            "mlp_mask"} & set(entry): raise BadInput(f"{where}: there must be a "
                                                                                     "head_mask or an mlp_mask")
@@ -201,7 +205,7 @@ def read_any_json(
 def file_masks(
     path: Path,    # JSON, plain or gzipped
     kind: str,     # one of its kinds
-) -> dict[str, dict[str, Gates]]:   # task → seed → gates
+) -> dict[str, dict[str, "Gates"]]:   # task → seed → gates
     "Masks in the published layout"
     value = read_any_json(path)
     tasks = value[one_of("kind", kind, value)]
@@ -214,7 +218,7 @@ def file_masks(
 def read_masks(
     path: str | Path,             # a mask file (JSON, plain or .gz), or a folder of runs
     kind: str = "heads_mlps",     # which kind of mask; for runs: what was pruned (heads_mlps, heads or mlps)
-) -> dict[str, dict[str, Gates]]: # task → seed → gates
+) -> dict[str, dict[str, "Gates"]]: # task → seed → gates
     "Masks of several tasks and seeds"
     path = Path(path)
     if not path.exists(): raise BadInput(f"{path} does not exist")
@@ -224,8 +228,9 @@ def read_masks(
 def run_masks(
     folder: Path,    # folder of runs
     kind: str,       # what was pruned: heads_mlps, heads or mlps
-) -> dict[str, dict[str, Gates]]:   # task → seed → good gates
+) -> dict[str, dict[str, "Gates"]]:   # task → seed → good gates
     "The good gates of finished structured runs"
+    from lottery_nb.gates import Gates
     masks: dict = {}
     for result in finished_runs(folder):
         if result["template"] != "structured" or result["spec"].get("super_seeds"): continue
@@ -242,7 +247,7 @@ def run_masks(
 
 # %% ../nbs/50_compare.ipynb #83bb0c99
 def agreements(
-    masks: dict[str, dict[str, Gates]],    # task → seed → gates
+    masks: dict[str, dict[str, "Gates"]],    # task → seed → gates
     draws: int = 1000,                     # permutations of each null
     seed: int = 0,                         # of the permutations
 ) -> dict[str, dict]:                      # task → `seed_agreement`
@@ -270,7 +275,7 @@ def agreement_table(
 
 # %% ../nbs/50_compare.ipynb #329fef59
 def overlap(
-    masks: dict[str, dict[str, Gates]],    # task → seed → gates; the same seeds for all tasks
+    masks: dict[str, dict[str, "Gates"]],    # task → seed → gates; the same seeds for all tasks
     member: str = "heads",                 # heads or mlps
 ) -> pd.DataFrame:                         # one row per pair of tasks: a, b, mean and std (ddof = 1) of the common members over seeds, expected
     "Members that two tasks share, as counts (Prasanna et al. 2020, Figures 5 and 19)"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_RUNS', 'MOST_VALUES', 'DEEPEST', 'block_size', 'expand', 'grid_blocks', 'points', 'block_errors',
-           'unknown_field', 'complaints', 'point_errors', 'check_point', 'where', 'written_out', 'filled', 'read_grid',
-           'doubled_keys']
+           'unknown_field', 'complaints', 'point_errors', 'check_point', 'where', 'written_out', 'filled',
+           'shipped_grids', 'grid_file', 'read_grid', 'doubled_keys', 'grid_about']
 
 # %% ../nbs/05_grid.ipynb #9b27ec64
 import itertools
@@ -15,11 +15,12 @@ import re
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, Iterator, get_type_hints
+from typing import Any, Iterator
 
 from .files import BadInput, bare, one_of, shown
-from .spec import SPECS, RunSpec, make_spec
+from .spec import SPECS, RunSpec, kinds, make_spec
 
 # %% ../nbs/05_grid.ipynb #499e154b
 MOST_RUNS = 10_000   # of one grid
@@ -132,7 +133,7 @@ def check_point(
     values: dict,     # field → value
 ):
     "Refuse values of a wrong kind, values a spec refuses, and values that contradict each other"
-    for name, kind in get_type_hints(SPECS[template]).items():
+    for name, kind, _ in kinds(SPECS[template]):
         value = values.get(name)
         if isinstance(value, (list, dict)) or (isinstance(value, str) and kind is not str) or (value is not None
                                                                                                and not isinstance(value, str)
@@ -190,12 +191,30 @@ def filled(
                                f"as the comment at its top says")
     return re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
 
+# %% ../nbs/05_grid.ipynb #61bf893a
+def shipped_grids() -> dict[str, Path]:   # name → its YAML file
+    "The grids that come with the package"
+    return {path.stem: path for path in sorted(Path(str(files("lottery_nb.grids"))).glob("*.yaml"))}
+
+# %% ../nbs/05_grid.ipynb #d759a185
+def grid_file(
+    name: str | Path,   # path of a YAML file, or name of a shipped grid
+) -> Path:              # the file
+    "Find a grid; `BadInput` names the nearest ones"
+    if Path(name).is_file(): return Path(name)
+    if str(name) in (known := shipped_grids()): return known[str(name)]
+    if Path(name).exists(): return Path(name)
+    near = get_close_matches(Path(name).stem, known, 3) or list(known)
+    alike = " of a similar name" if len(near) < len(known) else ""
+    raise BadInput(f"grid file {name} does not exist; shipped grids{alike}: {', '.join(near)}")
+
 # %% ../nbs/05_grid.ipynb #47b5a4dd
 def read_grid(
-    path: str | Path,     # a YAML file
+    path: str | Path,     # a YAML file, or the name of a shipped grid
 ) -> list[RunSpec]:       # its specs
     "Read and expand a grid file; a malformed or hostile one is `BadInput` that names it"
     import yaml
+    path = grid_file(path)
     try:
         if Path(path).stat().st_size > 10**6: raise BadInput(f"grid file {path} is larger than 1 MB")
         text = filled(Path(path).read_text(encoding="utf-8"), path)
@@ -204,7 +223,6 @@ def read_grid(
                                                                           "aliases are written "
                                                                           f"out, more than {MOST_VALUES:,}")
         twice, grid = list(dict.fromkeys(doubled_keys(node))), yaml.safe_load(text)
-    except FileNotFoundError: raise BadInput(f"grid file {path} does not exist") from None
     except OSError as error: raise BadInput(f"grid file {path} cannot be read: {error.strerror}") from None
     except RecursionError: raise BadInput(f"{path} is not valid YAML for a grid: it is nested too deep, or contains "
                                           "itself") from None
@@ -227,3 +245,16 @@ def doubled_keys(
             seen.add(str(key.value))
     for child in node.value if isinstance(node, yaml.CollectionNode) else ():
         for part in child if isinstance(child, tuple) else (child,): yield from doubled_keys(part)
+
+# %% ../nbs/05_grid.ipynb #49411177
+def grid_about(
+    path: Path,   # a grid file
+) -> dict:        # grid: its name; runs; needs: variables of the environment; about: the first sentence of its comment
+    "What a grid is, by its own words"
+    import yaml
+    text = path.read_text(encoding="utf-8")
+    needed = dict.fromkeys(re.findall(r"\$\{(\w+)\}", re.sub(r"(?m)^\s*#.*$", "", text)))
+    comment = itertools.takewhile(lambda line: re.match(r"# \S", line), text.splitlines())
+    about = " ".join(line.lstrip("# ") for line in comment)
+    runs = sum(map(block_size, grid_blocks(yaml.safe_load(text))))
+    return dict(grid=path.stem, runs=runs, needs=" ".join(needed), about=re.split(r"(?<=\.) (?=[A-Z`])", about)[0])

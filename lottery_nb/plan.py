@@ -18,7 +18,7 @@ from .adapt import head_spec
 from .baseline import Piece, dense_piece, is_local, reads_local, tokenizer_here
 from .files import BadInput, one_of, short_hash
 from .methods import ticket_pieces
-from .micro import RECIPE, micro_config
+from .micro import micro_config
 from .models import HEADS, load_config
 from .mpruning import weights_pieces
 from .names import TABLE, architecture_of, is_micro
@@ -41,9 +41,6 @@ def pieces(
     if spec.head_steps:
         head = head_spec(spec)
         found = {"head": Piece("MLM head", short_hash(head.identity(), 16), head, head.max_steps)} | found
-    if is_micro(spec.model):
-        start = RunSpec(task="mlm", model=spec.model, batch_size=RECIPE["batch"])
-        found = {spec.model: Piece("micro pre-training", spec.model, start, RECIPE["steps"])} | found
     return list(found.values())
 
 # %% ../nbs/60_plan.ipynb #a7986e0a
@@ -56,8 +53,8 @@ def plan(
     rows = []
     for kind in dict.fromkeys(piece.kind for piece in alone):
         ours, theirs = ([piece for piece in group if piece.kind == kind] for group in (shared.values(), alone))
-        steps_alone = sum(piece.steps or 0 for piece in (ours if kind == "micro pre-training" else theirs))
-        rows.append((len(theirs), len(ours), steps_alone, sum(piece.steps or 0 for piece in ours), sum(piece.steps is None for piece in theirs)))
+        alone_and_shared = (sum(piece.steps or 0 for piece in group) for group in (theirs, ours))
+        rows.append((len(theirs), len(ours), *alone_and_shared, sum(piece.steps is None for piece in theirs)))
     return pd.DataFrame(rows, list(dict.fromkeys(piece.kind for piece in alone)), ["alone", "shared", "steps_alone", "steps_shared", "unknown"])
 
 # %% ../nbs/60_plan.ipynb #b52b16de
@@ -109,10 +106,8 @@ def hours(
         raise BadInput(f"step-time must be more than 0 seconds, got {step_time}")
     needed = [piece for spec in specs for piece in pieces(spec)]
     shared = {piece.key: piece for piece in needed}
-    alone = [piece for piece in needed if piece.kind != "micro pre-training"]
-    once = [piece for piece in shared.values() if piece.kind == "micro pre-training"]
     times = {spec: step_time or step_seconds(spec) for spec in dict.fromkeys(map(shape, shared.values()))}
     unknown = sorted({spec.model for spec, seconds in times.items() if seconds is None})
     total = lambda group: None if unknown else sum((piece.steps or 0) * (times[shape(piece)] or 0) for piece in group) / 3600
-    return {"alone": total(alone + once), "shared": total(shared.values()), "not_timed": unknown,
+    return {"alone": total(needed), "shared": total(shared.values()), "not_timed": unknown,
             "step_seconds": {} if step_time else {f"{s.model} {s.task} {s.batch_size}x{s.max_length}": seconds for s, seconds in times.items()}}

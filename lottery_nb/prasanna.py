@@ -23,7 +23,7 @@ from .figures import KIND_COLOURS, common_heatmap, importance_histogram, outcome
 from .gates import Gates
 from .report import Section, beside, finding, no_runs, page_places
 from .structured import first_importance
-from .tables import averages, by_task, gate_runs, learns, our_survival, paper_table, plus_minus, published_survival
+from .tables import by_task, gate_runs, learns, our_survival, paper_table, plus_minus, published_survival
 
 # %% ../nbs/57_prasanna.ipynb #50b102b6
 WIN_CRITERIA = ("std_full", "std_sub", "strict")   # criteria: the paper's footnote, Chen et al.'s, and nothing forgiven

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'OPEN', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS', 'SPECS',
-           'training_defaults', 'check_table', 'RunSpec', 'kinds', 'check_types', 'within', 'slugged', 'table_fields',
-           'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope', 'mask_defaults', 'TicketSpec',
-           'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected', 'spec_from', 'parse_value',
-           'read_bool', 'run_command']
+           'NULLABLE', 'OPEN', 'CONTROL', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS',
+           'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within',
+           'slugged', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope',
+           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected',
+           'spec_from', 'parse_value', 'read_bool', 'run_command']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
@@ -151,14 +151,15 @@ class RunSpec:
 
     def differing(self) -> dict:
         "Fields that differ from the defaults of this template, task and model; of micro models also the number of their world"
-        plain = type(self)(task=self.task, model=self.model)
-        base = asdict(plain) | {"task": "sst2", "model": "micro"}
+        kind: type = type(self)
+        base = usual_values(kind, self.task, self.model)
         world = {"world": WORLD} if is_micro(self.model) else {}
-        return {"template": self.template} | world | {k: v for k, v in asdict(self).items() if v != base[k]}
+        return {"template": self.template} | world | {k: v for k, v in vars(self).items() if v != base[k]}
 
     def inputs(self) -> dict:
-        "What it reads from this machine, by content: rows, text, model → checksum"
-        return contents(self)
+        "What it reads from this machine, by content: rows, text, model, a notebook of the user's own → checksum"
+        own = os.environ.get("LOTTERY_NB_NOTEBOOK") if self.template != "run" else None
+        return contents(self) | ({"notebook": own} if own else {})
 
     def identity(self) -> dict:
         "What the run depends on: fields that differ, with the content of local files in place of their paths"
@@ -166,6 +167,16 @@ class RunSpec:
         behind = {"rows": ["data_dir", "dev"] + ["task"] * is_file(self.task), "text": ["text"], "model": ["model"]}
         paths = {field for name in inputs for field in behind.get(name, [name.split(":")[0]])}
         return {k: v for k, v in self.differing().items() if k not in paths} | ({"inputs": inputs} if inputs else {})
+
+# %% ../nbs/04_spec.ipynb #2a32d532
+@lru_cache(maxsize=1024)
+def usual_values(
+    kind: type,    # a spec class
+    task: str,     # task name or path of a data file
+    model: str,    # model name or folder
+) -> dict:         # field → value; of task and model those of a spec without any
+    "The defaults of a template for a task and a model"
+    return vars(kind(task=task, model=model)) | {"task": "sst2", "model": "micro"}
 
 # %% ../nbs/04_spec.ipynb #3e1ff3a9
 @lru_cache
@@ -175,6 +186,9 @@ def kinds(
     "What the fields of a spec may hold"
     hints = get_type_hints(spec)
     return tuple((field.name, hints[field.name], field.default is None or field.name in NULLABLE) for field in fields(spec))
+
+# %% ../nbs/04_spec.ipynb #a1ebfd35
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")   # control characters, and halves of surrogate pairs
 
 # %% ../nbs/04_spec.ipynb #16d54927
 def check_types(
@@ -191,7 +205,7 @@ def check_types(
         elif number and kind is int and value == int(value): object.__setattr__(spec, name, int(value))
         elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise BadInput(f"{name} must be {kind.__name__}, got {shown(value)}")
-        if kind is str and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
+        if kind is str and CONTROL.search(value):
             raise BadInput(f"{name} must be text without control characters, got {shown(value)}")
 
 # %% ../nbs/04_spec.ipynb #7e5fd02b

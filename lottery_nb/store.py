@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SCHEMA', 'NOTEBOOK', 'COLUMNS', 'run_folder', 'stage_folder', 'same_spec', 'is_path', 'changed_inputs',
-           'open_run', 'read_spec', 'finish', 'damaged', 'read_result', 'notebook_times', 'finished', 'verify_run',
-           'finished_runs', 'results', 'flat_result', 'write_table']
+           'open_run', 'read_spec', 'finish', 'damaged', 'OtherVersion', 'of_other_version', 'read_result',
+           'noted_at_the_end', 'notebook_times', 'finished', 'verify_run', 'finished_runs', 'results', 'flat_result',
+           'write_table']
 
 # %% ../nbs/30_store.ipynb #881775cf
+import json
 import os
 import warnings
 from dataclasses import asdict, fields
@@ -130,6 +132,18 @@ def damaged(
         return f"its spec's {shown(nested[0])} is no plain value"
     return None
 
+# %% ../nbs/30_store.ipynb #61fd98b5
+class OtherVersion(BadInput):
+    "A run of another version of this library"
+
+# %% ../nbs/30_store.ipynb #b5edc4eb
+def of_other_version(
+    result: dict,   # content of a `result.json`
+) -> str:           # one sentence
+    "What to say about a result whose schema is another one"
+    return (f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads {SCHEMA}: use the "
+            "version that wrote it, or another --runs folder")
+
 # %% ../nbs/30_store.ipynb #510ab05e
 def read_result(
     folder: str | Path,   # a run's folder
@@ -137,21 +151,38 @@ def read_result(
     "The result of a run, when it has one; a damaged one is `BadInput`"
     path = Path(folder)/"result.json"
     if not path.exists(): return None
-    if wrong := damaged(result := read_json(path, dict)): raise BadInput(f"{path} is damaged: {wrong}; delete the file and run again")
+    result = read_json(path, dict)
+    if result.get("schema", SCHEMA) != SCHEMA: raise OtherVersion(f"{path}: {of_other_version(result)}")
+    if wrong := damaged(result): raise BadInput(f"{path} is damaged: {wrong}; delete the file and run again")
     return result
 
 # %% ../nbs/30_store.ipynb #0bf74def
 NOTEBOOK = "run.ipynb"   # in a run's folder: the executed notebook
 
+# %% ../nbs/30_store.ipynb #ec49c7ac
+def noted_at_the_end(
+    path: Path,           # an executed notebook, as nbformat writes it: sorted keys, one space for each level
+    size: int = 2**15,    # bytes to read; of a notebook with progress bars their state comes after papermill's notes
+) -> dict:                # papermill's notes; empty where these bytes do not hold them
+    "Find the notes of papermill without reading a whole notebook"
+    with open(path, "rb") as file:
+        file.seek(-min(size, path.stat().st_size), os.SEEK_END)
+        tail = file.read().decode(errors="replace")
+    found, mark = tail.rfind(start := '\n  "papermill": {'), tail.rstrip().endswith("}")
+    try: return json.JSONDecoder().raw_decode(tail, found + len(start) - 1)[0] if found >= 0 and mark else {}
+    except ValueError: return {}
+
 # %% ../nbs/30_store.ipynb #3b642552
 def notebook_times(
     folder: str | Path,   # a run's folder
 ) -> dict:                # what papermill noted in its notebook: end_time, duration, exception ...; empty where it cannot be read
-    "What an executed notebook says about its own execution"
-    try: about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
-    except BadInput: return {}
-    about = about.get("papermill") if isinstance(about, dict) else None
-    return about if isinstance(about, dict) else {}
+    "What an executed notebook says about its own execution; most of it is figures, so its end is read first"
+    try:
+        if found := noted_at_the_end(Path(folder)/NOTEBOOK): return found
+        about = read_json(Path(folder)/NOTEBOOK, dict).get("metadata")
+    except (BadInput, OSError): return {}
+    notes: Any = about.get("papermill") if isinstance(about, dict) else None
+    return notes if isinstance(notes, dict) else {}
 
 # %% ../nbs/30_store.ipynb #90c1edee
 def finished(
@@ -182,7 +213,7 @@ def finished_runs(
     complain: Callable[[str], Any] = warnings.warn,  # told of every result that cannot be used, in one sentence
 ) -> list[dict]:                                     # what their `result.json` hold, by name of folder
     "The results of all finished runs"
-    found = {}
+    found, other = {}, []
     for path in sorted(runs_root(root).glob("*/result.json")):
         if path.parent.name.startswith("."): continue
         try:
@@ -190,7 +221,10 @@ def finished_runs(
             flat_result(result)   # refuses what cannot be a row
             if result["id"] in found: raise BadInput(f"{path} is another result of run {result['id']} and is left out")
             found[result["id"]] = result
+        except OtherVersion as error: other.append(error if str(path) in str(error) else f"{path}: {error}")
         except BadInput as error: complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if len(other) > 1: complain(f"{len(other)} results are of another version; the first: {other[0]}")
+    elif other: complain(str(other[0]))
     return list(found.values())
 
 # %% ../nbs/30_store.ipynb #f2585126
@@ -208,9 +242,7 @@ def flat_result(
     result: dict,   # content of a `result.json`
 ) -> dict:          # one level: id, template, spec fields, scores; nested scores as `scores.accuracy`
     "One row of the results table"
-    if result.get("schema") != SCHEMA:
-        raise BadInput(f"result {result.get('id')} has schema {shown(result.get('schema'))}, this version reads "
-                       f"{SCHEMA}")
+    if result.get("schema") != SCHEMA: raise OtherVersion(of_other_version(result))
     if absent := {"id", "template", "spec"} - set(result):
         raise BadInput(f"result {result.get('id')} is damaged: it has no {' and no '.join(sorted(absent))}")
     top = {k: v for k, v in result.items() if k not in ("spec", "files", "schema") and not isinstance(v, (dict, list))}

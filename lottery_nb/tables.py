@@ -14,19 +14,19 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH',
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from .compare import others_dark, transfer, transfer_to_full, winning, winning_sparsity
 from .files import BadInput, one_of, package_file, runs_root
-from .masks import Mask
 from .names import task_name
 from .spec import READS, MagnitudeSpec, StructuredSpec, TicketSpec, plugins
 from .store import read_result, results
-from .tickets import Ticket
+
+# %% ../nbs/51_tables.ipynb #17f6c785
+if TYPE_CHECKING: from lottery_nb.masks import Mask   # torch takes a second: the tables of scores do without
 
 # %% ../nbs/51_tables.ipynb #b6031bf1
 GROUP = (   # shown only where the runs differ in them
@@ -66,9 +66,10 @@ def summary_table(
     extra = [name for name in GROUP if name in results and results[name].nunique(dropna=False) > 1]
     extra += [name for name in BUDGET if name in results and results[name].nunique() > 1]
     keys = ["task", "method", "asked_sparsity", *extra]
-    rows = []
-    for values, group in results.groupby(keys, dropna=False, sort=True):
-        full = full_scores(results, group)
+    alike = results.groupby([name for name in TRAINING if name in results], dropna=False)
+    full_models, rows = {number: full_scores(part, part) for number, (_, part) in enumerate(alike)}, []
+    for values, group in results.assign(alike=alike.ngroup()).groupby(keys, dropna=False, sort=True):
+        full = full_models[group["alike"].iloc[0]]
         spread = {"score": group["score"].mean(), "std": group["score"].std(ddof=1),
                   "full": np.mean(full) if full else np.nan,
                   "full_std": np.std(full, ddof=1) if len(full) > 1 else np.nan}
@@ -373,6 +374,7 @@ def rank_correlation(
     loss: str = "mlm_loss",    # mlm_loss (nats) or kd_loss, of the ticket before retraining
 ) -> pd.DataFrame:             # per task (and `average`) and sparsity: Spearman's ρ, its p-value, points; a good loss predicts scores when ρ is near -1
     "Does pre-training loss predict the score after retraining? (Liu et al. 2022, section 4.2.2)"
+    from scipy.stats import spearmanr
     both = pd.concat([agnostic(runs), averages(runs).assign(task="average")])
     both = both.dropna(subset=[one_of("loss", loss, ("mlm_loss", "kd_loss")), "score"])
     groups = [(*key, group) for key, group in both.groupby(["task", "asked_sparsity"]) if group[loss].nunique() > 2
@@ -442,8 +444,9 @@ def place_name(
 def ticket_masks(
     runs: pd.DataFrame,          # ticket runs of one model
     label: tuple[str, ...],      # fields whose values name a mask
-) -> dict[str, Mask]:            # name → mask; runs whose folder is not here are left out, of runs of one name the first is taken
+) -> dict[str, "Mask"]:          # name → mask; runs whose folder is not here are left out, of runs of one name the first is taken
     "Masks of runs, for `figures.overlap_matrix`"
+    from lottery_nb.tickets import Ticket
     found = {}
     for _, run in runs.iterrows():
         name = " ".join(place_name(run[field]) for field in label if pd.notna(run[field]))

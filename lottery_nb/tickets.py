@@ -31,7 +31,7 @@ from torch.nn import Parameter
 
 from . import __version__
 from .files import BadInput, atomic, file_digest, one_of, read_json, short_hash, temporary, write_json
-from .hub import fetched, licence_of, plainly
+from .hub import fetched, licence_of, plainly, silence
 from .masks import Hold, Mask, hold, matched
 from .scores import magnitude
 from .select import kept_count, topk_mask
@@ -142,11 +142,13 @@ class Ticket(ModelHubMixin):
         "Upload the ticket to the Hub in one commit, without the paths of this machine"
         from huggingface_hub import HfApi
         shown, api = replace(self, provenance=without_paths(self.provenance)), HfApi(token=token)
-        model = self.provenance.get("model")
-        about: dict[str, Any] = dict(place=repo_id, base=hub_base(model), licence=base_licence(model, token))
+        model, trouble = self.provenance.get("model"), silence()
+        about: dict[str, Any] = dict(place=repo_id, base=hub_base(model))
+        about |= dict(licence=None if trouble else base_licence(model, token))
         about |= dict(result=run and result_of_run(run))
         words |= dict(private=private, token=token, branch=revision, commit_message=commit_message)
         with plainly(repo_id):
+            if trouble: raise trouble
             if revision: api.create_repo(repo_id, private=private, exist_ok=True)
             if revision: api.create_branch(repo_id, branch=revision, exist_ok=True)
             return str(super(Ticket, shown).push_to_hub(repo_id, model_card_kwargs=about, **words))

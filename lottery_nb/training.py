@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'REMEDY', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded',
            'head_at', 'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
-           'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'settings', 'Finetuner', 'history', 'Training',
-           'Diverged', 'finite', 'Keeper', 'train', 'rate_line', 'finetune', 'outputs', 'predict', 'evaluate']
+           'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'told', 'settings', 'Finetuner', 'history',
+           'Training', 'Diverged', 'finite', 'Keeper', 'train', 'rate_line', 'finetune', 'outputs', 'predict',
+           'evaluate']
 
 # %% ../nbs/24_training.ipynb #ccd7c543
 import math
@@ -31,7 +32,8 @@ from tqdm.auto import tqdm
 from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer,
                           TrainerCallback, TrainerControl, TrainerState, TrainingArguments)
 
-from .files import BadInput, atomic, read_json, seal, verify, write_json
+from .extras import reporters
+from .files import BadInput, atomic, read_json, runs_root, seal, verify, write_json
 from .masks import Mask, hold
 from .models import check_length, part_of, quiet
 from .spec import RunSpec
@@ -218,6 +220,18 @@ def repeatable() -> Iterator[None]:
     try: yield
     finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
+# %% ../nbs/24_training.ipynb #5bbd9c79
+def told(
+    folder: Path,   # of a training: its name in what follows it
+) -> dict:          # arguments of TrainingArguments: report_to, run_name
+    "Who follows a training (see `extras.reporters`); TensorBoard's files lie in `tensorboard/` beside the runs"
+    names, root, here = reporters(), runs_root(), folder.absolute()
+    here = here.parent if here.name == "checkpoints" else here
+    name = str(here.relative_to(root) if root in here.parents else here.name).replace(".partial", "")
+    if "tensorboard" in names: os.environ["TENSORBOARD_LOGGING_DIR"] = str(root/"tensorboard"/name)
+    if "wandb" in names: os.environ.setdefault("WANDB_PROJECT", "lottery-nb")
+    return dict(report_to=names or "none", run_name=name)
+
 # %% ../nbs/24_training.ipynb #0632585e
 def settings(
     spec: RunSpec,     # batch_size, learning_rate
@@ -230,8 +244,8 @@ def settings(
     return TrainingArguments(
         output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed % 2**32, data_seed=seed % 2**32,
         learning_rate=spec.learning_rate, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",
-        logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **precision())
+        logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no",
+        save_total_limit=2, disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **told(folder), **precision())
 
 # %% ../nbs/24_training.ipynb #c5c62164
 HISTORY_LINES = 100        # at most so many lines in a training's history

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+REFUSALS = {"down/ticket": (503,), "busy/ticket": (429,), "gated/ticket": (403, "GatedRepo", "Access to it is restricted")}
 RIGHTS = {"hf_writer": "write", "hf_reader": "read"}   # token → what it may do
 
 
@@ -34,7 +35,7 @@ class Hub:
         return oid
 
     def readable(self, name, token):
-        if name.startswith("down/"): raise Answer(503)
+        if name in REFUSALS: raise Answer(*REFUSALS[name])
         if token is not None and token not in RIGHTS: raise Answer(401, message="Invalid credentials in Authorization header")
         if name not in self.repos or (self.repos[name]["private"] and token not in RIGHTS): raise Answer(401 if token is None else 404, "RepoNotFound", "Repository not found")
         return self.repos[name]

@@ -31,7 +31,7 @@ def links(path, after, root=ROOT):
     if path.parent.name == "tutorials":
         parts += [f"beside the paper's items: {link(path, root/'nbs'/'reports'/f'{name}.ipynb', paper)}" for paper, name in PAPERS.items() if paper in cells[0]]
     if path != explained and any(CODES.search(cell) for cell in cells):
-        parts.append(f"numbers such as D8 and B11 name differences between a paper and its code: {link(path, explained)}")
+        parts.append(f"numbers such as D8 and B11 name differences between a paper and its code: [{title(explained)}]({os.path.relpath(explained, path.parent)}#Every-number,-one-line-each)")
     return " · ".join(parts)
 
 

@@ -91,7 +91,7 @@ def shared(tmp_path_factory):
             "onto a folder": ["ticket", "pull", "ann/omp", "run", "--token", "hf_reader"],
             "no revision": ["ticket", "pull", "ann/omp", "refused", "--revision", "nowhere", "--token", "hf_reader"],
             "no repository": ["ticket", "pull", "ann/nothing", "refused", "--token", "hf_reader"], "no name": ["ticket", "pull", "a b/c d", "refused"],
-            "no ticket": ["ticket", "pull", "ann/empty", "refused"], "down": ["ticket", "pull", "down/ticket", "refused"],
+            "no ticket": ["ticket", "pull", "ann/empty", "refused"], **{name: ["ticket", "pull", f"{name}/ticket", "refused"] for name in ("down", "busy", "gated")},
             "wrong push": ["ticket", "push", "run", "ann/omp", "--token", "hf_wrong"], "no token": ["ticket", "push", "run", "ann/omp"],
             "no right": ["ticket", "push", "run", "ann/omp", "--token", "hf_reader"], "no right to make": ["ticket", "push", "run", "ann/new", "--token", "hf_reader"],
             "of a folder": ["ticket", "push", "local", "ann/local", "--token", "hf_writer"],
@@ -133,6 +133,7 @@ def test_pull_brings_the_bits_that_were_pushed(shared):
     "wrong pull": r"the Hub at \S+ refuses the token.*hf auth login.*HF_TOKEN", "stranger": r"no repository ann/omp at \S+ that you may see.*needs a token",
     "no revision": r"ann/omp at \S+ has no such revision", "no repository": r"no repository ann/nothing at", "no name": r"a b/c d is neither a folder here nor the name of a repository",
     "no ticket": r"ann/empty holds no ticket", "down": r"the Hub at \S+ answers 503.*try again later", "onto a folder": r"run exists already",
+    "busy": r"the Hub at \S+ has had too many requests from here", "gated": r"gated/ticket is gated: ask for access on its page \S+/gated/ticket",
     "wrong push": r"refuses the token", "no token": r"refuses the token, or there is none", "no right": r"this token has no right to do that with ann/omp",
     "no right to make": r"this token has no right to do that with ann/new"}.items())
 def test_a_refusal_is_one_sentence(name, said, shared):
@@ -233,13 +234,20 @@ def test_offline_the_cache_serves_and_the_rest_is_one_sentence(shared):
     assert "the Hub is not asked for ann/omp: HF_HUB_OFFLINE is set" in sentence(answers["push"])
 
 
-def test_a_hub_that_does_not_answer(shared, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"   # nobody listens there
-        omp(.5).save(tmp_path/"t")
-        answers = calls({"pull": ["ticket", "pull", "ann/omp", "refused"], "push": ["ticket", "push", "t", "ann/omp", "--token", "hf_writer"]}, tmp_path, HF_ENDPOINT=address)
-    for answer in answers.values(): assert sentence(answer) == f"the Hub at {address} does not answer: check the network, or HF_ENDPOINT"
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "silent"])
+def test_a_hub_that_does_not_answer(listens, shared, tmp_path):
+    "A port where nobody listens, and one where somebody does and says nothing; what is in the cache is still served"
+    folder, _, _, _ = shared
+    omp(.5).save(tmp_path/"t")
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if listens: port.listen()
+        address = f"http://127.0.0.1:{port.getsockname()[1]}"
+        commands = {"pull": ["ticket", "pull", "ann/never", "refused"], "push": ["ticket", "push", "t", "ann/omp", "--token", "hf_writer"],
+                    "cached": ["ticket", "pull", "ann/omp", "cached"]}
+        answers = calls(commands, tmp_path, HF_ENDPOINT=address, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_CACHE=str(folder/"hf"/"hub"))
+    for name in ("pull", "push"): assert sentence(answers[name]) == f"the Hub at {address} does not answer: check the network, or HF_ENDPOINT"
+    assert answers["cached"][0] == 0 and Ticket.load(tmp_path/"cached").mask == Ticket.load(folder/"sparser").mask
 
 
 def test_what_goes_to_the_hub_holds_no_path(shared):

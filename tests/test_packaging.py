@@ -110,7 +110,7 @@ def test_extras_are_those_of_settings():
 def test_extras_bring_those_before_them():
     brings = {extra: {inner for need in needs if need.name == "lottery-nb" for inner in need.extras} for extra, needs in requirements().items()}
     assert [brings[extra] for extra in NESTED] == [set(), {"sweep"}, {"report"}]
-    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook"}
+    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook", "docs"}
 
 
 def imported(tree):
@@ -120,7 +120,7 @@ def imported(tree):
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.partition(".")[0]
 
 
-BROUGHT = {"jupyter_core": "ipykernel", "traitlets": "ipykernel", "tokenizers": "transformers"}   # module → what cannot do without it
+BROUGHT = {"jupyter_core": "ipykernel", "traitlets": "ipykernel", "IPython": "ipykernel", "tokenizers": "transformers"}   # module → what cannot do without it
 
 
 def test_whatever_is_imported_is_required():
@@ -136,7 +136,7 @@ def test_notebooks_for_readers_import_nothing_that_only_developers_have(path):
     cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     code = [re.sub(r"^[%!].*", "", text, flags=re.M) for text in cells if not re.match(r"%%writefile .*\.(?!py$)\w+$", text, re.M)]
     found = {module for text in code for module in imported(ast.parse(text))}
-    assert {module for module in found - core if not extra_of(module)} == set()
+    assert {module for module in found - core if not extra_of(BROUGHT.get(module, module))} == set()
 
 
 def test_a_missing_module_is_put_to_the_door_that_needs_more():
@@ -171,6 +171,8 @@ def test_wheel_is_typed_and_carries_data_and_templates(built):
     names = set(zipfile.ZipFile(built[1]).namelist())
     wanted = {f"lottery_nb/{path.relative_to(ROOT/'lottery_nb')}" for path in (ROOT/"lottery_nb").rglob("*") if path.suffix in (".py", ".csv", ".safetensors")}
     wanted |= {f"lottery_nb/{folder}/{path.name}" for folder in ("runs", "reports") for path in (ROOT/"nbs"/folder).glob("*.ipynb")}
+    wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
+    wanted |= {f"lottery_nb/grids/{path.name}" for path in (ROOT/"grids").glob("*.yaml")}
     assert not wanted - names
     assert "lottery_nb/py.typed" in names
 
@@ -196,3 +198,10 @@ def test_wheel_runs_outside_the_repository(built, tmp_path):
     verify = "from lottery_nb.cli import main; raise SystemExit(main(sys.argv[1:]))"
     done = in_bare(check + verify, "ticket", "verify", "ticket", folder=tmp_path, PYTHONPATH=str(place))
     assert (done.returncode, done.stdout.split(";")[0]) == (0, "ticket: good"), done.stderr
+    begin = "import sys\n" + verify
+    listed = in_bare(begin, "grids", "--json", folder=tmp_path, PYTHONPATH=str(place))
+    assert {row["grid"] for row in json.loads(listed.stdout)} == {path.stem for path in (ROOT/"grids").glob("*.yaml")}, listed.stderr
+    printed = in_bare(begin, "sweep", "chen_2020_smoke", "--print", folder=tmp_path, PYTHONPATH=str(place))
+    assert printed.returncode == 0 and printed.stdout.startswith("lottery-nb run ticket --task mrpc"), printed.stderr
+    copied = in_bare(begin, "copy", "ticket", folder=tmp_path, PYTHONPATH=str(place))
+    assert copied.returncode == 0 and (tmp_path/"ticket.ipynb").read_bytes() == (ROOT/"nbs"/"runs"/"ticket.ipynb").read_bytes(), copied.stderr

@@ -131,7 +131,7 @@ def test_super_survivors_need_the_full_models_of_all_seeds():
     kinds = [piece.kind for piece in pieces(StructuredSpec(task="rte", seed=1, super_seeds=3))]
     assert kinds.count("dense baseline") == 3 and kinds.count("retraining") == 3
     assert length_of(RunSpec(task="rte", epochs=16)) in [piece.steps for piece in pieces(StructuredSpec(task="rte", retrain_epochs=16))]
-    assert [piece.kind for piece in pieces(AttentionSpec(task="rte"))] == ["micro pre-training", "dense baseline"]
+    assert [piece.kind for piece in pieces(AttentionSpec(task="rte"))] == ["dense baseline"]
 
 
 def test_a_step_is_timed_without_pretraining_and_without_a_trace(tiny_model, tiny_data, tmp_path, monkeypatch):
@@ -157,7 +157,9 @@ def test_a_dry_run_writes_nothing_and_speaks_json(tiny_model, tiny_data, tmp_pat
     found = json.loads(done.stdout)
     assert (len(found["runs"]), found["steps_alone"], found["steps_shared"], found["steps_left"]) == (2, 16, 12, 12) and found["hours"]["shared"] > 0
     shown = subprocess.run([*command, "--step-time", "900"], capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
-    assert "sharing saves 25 % of the training steps" in shown and "3.0 h of training steps one after another, 4.0 h without sharing" in shown
+    assert shown.startswith("2 runs, 0 finished; sharing saves 25 % of the training steps; at most 12 steps are left\n") and "reviews-omp" not in shown
+    assert "reviews-omp" in subprocess.run([*command, "--step-time", "900", "--list"], capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
+    assert "3.0 h of training steps one after another, 4.0 h without sharing" in shown
     assert [p.name for p in tmp_path.iterdir()] == ["grid.yaml"]
     assert main(["sweep", str(tmp_path/"grid.yaml"), "--dry-run", "--step-time", "0"]) == 2
 

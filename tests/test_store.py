@@ -48,6 +48,23 @@ def test_what_a_kill_left_counts_for_nothing(tmp_path):
     with pytest.warns(UserWarning, match="is another result of run"): assert len(results(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("beside", [0, 100_000])
+def test_the_end_of_a_notebook_says_what_the_whole_says(beside, tmp_path):
+    "Notes of papermill before and after much else; a notebook that was cut off is read as none"
+    import nbformat
+    from lottery_nb.store import noted_at_the_end, notebook_times
+    notes = {"duration": 3.2, "end_time": "2026-01-01T00:00:03", "exception": None, "parameters": {"text": 'a "papermill": { b'}}
+    cells = [nbformat.v4.new_code_cell("1", metadata={"papermill": {"duration": 7}}, outputs=[nbformat.v4.new_output("stream", text='\n  "papermill": {"duration": 9}}')])]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": notes, "widgets": {"state": "x" * beside}})
+    nbformat.write(notebook, tmp_path/"run.ipynb")
+    assert noted_at_the_end(tmp_path/"run.ipynb") == ({} if beside else notes)   # else the whole is read
+    assert notebook_times(tmp_path) == notes
+    text = (tmp_path/"run.ipynb").read_text()
+    for kept in (len(text) - 5, len(text) // 2):
+        (tmp_path/"run.ipynb").write_text(text[:kept])
+        assert notebook_times(tmp_path) == {}
+
+
 def test_no_number_that_is_none_is_written(tmp_path):
     with pytest.raises(FloatingPointError, match="result.json was not written: scores.loss is no finite number"): finish(open_run(TicketSpec(), tmp_path), score=.5, scores={"loss": float("nan")})
     assert read_result(tmp_path/TicketSpec().id) is None

@@ -1,0 +1,1 @@
+"""The sweeps of the papers and of the demo: `lottery-nb grids` lists them, `lottery-nb sweep NAME` runs one."""
