@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from .figures import (average_curve, bars_beside, distance_panels, lines_of, loss_panels, loss_scatter, overlap_matrix,
                                 step_curve, task_curves, task_panels)
+from .files import BadInput
 from .methods import METHODS, mask_spec
 from .report import Section, gap_lines, no_runs
 from .spec import EVERY, READS, RunSpec, TicketSpec
@@ -51,13 +52,13 @@ def settings_of(
 # %% ../nbs/56_liu.ipynb #34778578
 def steps_found(
     row: Any,   # a ticket run, as `iterrows` gives it
-) -> int | None:   # optimizer steps that its mask takes, those of a full model that it reads included; None: not known
+) -> int | None:   # optimizer steps of its mask, those of a full model that it reads included; None: not known
     "What finding a mask costs alone, as `plan` counts it"
-    means = {name for name in RunSpec.__dataclass_fields__} | {*EVERY, *READS[row.method]}
-    spec = TicketSpec(**{name: row[name] for name in means if name in row and not pd.isna(row[name])})
+    means = {*RunSpec.__dataclass_fields__, *EVERY, *READS[row.method]}
+    try: spec = TicketSpec(**{name: row[name] for name in means if name in row and not pd.isna(row[name])})
+    except BadInput: return None   # a run of another version
     steps = [piece.steps for piece in METHODS[spec.method].pieces(mask_spec(spec))]
-    known = [count for count in steps if count is not None]
-    return sum(known) if len(known) == len(steps) else None
+    return None if None in steps else sum(count for count in steps if count is not None)
 
 # %% ../nbs/56_liu.ipynb #e3baa41a
 def steps_of(
@@ -118,9 +119,8 @@ def overview_bars(
     "Average score and pre-training losses (Liu et al. 2022, Figure 1)"
     level = level_fixed(table)
     means = table[np.isclose(table.asked_sparsity, level)].groupby("method")[["score", "mlm_loss", "kd_loss"]].mean()
-    means = means.assign(score=100 * means.score).dropna(axis=1, how="all")
     names = {"score": f"average score at {100*level:g} % (%)", "mlm_loss": "MLM loss (nats)", "kd_loss": "KD loss"}
-    return bars_beside(means.rename(columns=names))
+    return bars_beside(means.assign(score=100 * means.score).dropna(axis=1, how="all").rename(columns=names))
 
 # %% ../nbs/56_liu.ipynb #4fe6f368
 def with_majority(
@@ -147,8 +147,8 @@ def methods_judged(
 ) -> list[Verdict]:       # over all sparsities together, and at one fixed beforehand
     "Does mask training beat magnitude, and everything a random mask?"
     runs, note = contested(agnostic(chosen(runs, ("own",))))
-    pairs = [(a, b) for a in (*MASK_METHODS, "imp") for b in ("imp", "omp", "random") if a != b]
-    pairs = [(a, b) for a, b in [*pairs, ("omp", "random")] if {a, b} <= set(runs.method)]
+    bases = [base for base in ("random", "omp", "imp") if base in set(runs.method)]
+    pairs = [(a, b) for a in sorted(set(runs.method) & set(METHODS) - {"random"}) for b in bases if a != b and (a, b) != ("omp", "imp")]
     level = level_fixed(runs)
     parts = {"over all sparsities": runs, f"at {100*level:g} %": runs[np.isclose(runs.asked_sparsity, level)]}
     gains = lambda part, a, b: paired(part[part.method == a], part[part.method == b])
