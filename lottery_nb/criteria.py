@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['PLACE', 'DRAWS', 'criteria_runs', 'criteria_overview', 'kept_table', 'criteria_scores', 'interval', 'differences',
-           'paired_table', 'compared', 'criteria_paired', 'steps_found', 'criteria_costs']
+           'paired_table', 'compared', 'criteria_paired', 'criteria_costs']
 
 # %% ../nbs/59_criteria.ipynb #5cde46e3
-from dataclasses import fields
-
 import numpy as np
 import pandas as pd
 
 from .figures import score_curves
-from .methods import METHODS, mask_spec
+from .liu import steps_found
 from .report import Section, no_runs, page_places
-from .spec import EVERY, READS, RunSpec, TicketSpec
 from .tables import chosen, ticket_runs
 
 # %% ../nbs/59_criteria.ipynb #12499010
@@ -56,9 +53,9 @@ def criteria_scores(
     ours: dict[str, pd.DataFrame],   # from `criteria_runs`
 ) -> Section:                        # shares of the full model's score; a figure per length of training
     "Which criterion keeps most, task by task and on average"
-    for rows in ours.values(): score_curves(rows.assign(method=rows.criterion))
-    tables = {name: kept_table(rows).round(1) for name, rows in ours.items()}
-    return Section({f"Percent of the full model's score, {name}": table for name, table in tables.items()}
+    shown = {f"Percent of the full model's score, {name}": kept_table(rows).round(1) for name, rows in ours.items()}
+    figures = {name: score_curves(rows.assign(method=rows.criterion))[0].figure for name, rows in ours.items()}
+    return Section(shown | {f"Score against sparsity, {name}": figure for name, figure in figures.items()}
                    or {"Scores": no_runs("criteria")})
 
 # %% ../nbs/59_criteria.ipynb #4e77aa63
@@ -121,18 +118,6 @@ def criteria_paired(
              for name, rows, base in pairs}
     return Section(shown or {"Pairs": no_runs("criteria")},
                    [f"{name}, {compared(rows, base)}" for name, rows, base in pairs])
-
-# %% ../nbs/59_criteria.ipynb #b481fca8
-def steps_found(
-    row: pd.Series,   # a run of the results table
-) -> int | None:      # optimizer steps that its mask takes, those of a full model included where the criterion asks for one; None where data is not at hand
-    "What finding a mask costs alone, as `plan` counts it"
-    means = {field.name for field in fields(RunSpec)} | {*EVERY, *READS[row.method]}
-    names = [name for name in means if name in row and not pd.isna(row[name])]
-    spec = TicketSpec(**{name: row[name] for name in names})
-    steps = [piece.steps for piece in METHODS[spec.method].pieces(mask_spec(spec))]
-    known = [number for number in steps if number is not None]
-    return sum(known) if len(known) == len(steps) else None
 
 # %% ../nbs/59_criteria.ipynb #8e06d139
 def criteria_costs(

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score_curves', 'task_curves', 'average_curve',
-           'loss_scatter', 'loss_panels', 'step_curve', 'distance_panels', 'density_table', 'density_heatmap',
-           'history_curve', 'overlap_matrix', 'overlap_sides', 'survival_heatmap', 'survival_panels', 'outcome_bars',
-           'outcome_panels', 'importance_histogram', 'common_heatmap', 'pattern_bars', 'map_panels', 'grouped_bars',
-           'transfer_heatmap', 'save_figure']
+           'correlation_said', 'loss_scatter', 'loss_panels', 'step_curve', 'task_panels', 'lines_of',
+           'distance_panels', 'density_table', 'density_heatmap', 'history_curve', 'overlap_matrix', 'overlap_sides',
+           'survival_heatmap', 'survival_panels', 'outcome_bars', 'outcome_panels', 'importance_histogram',
+           'common_heatmap', 'pattern_bars', 'map_panels', 'bars_beside', 'grouped_bars', 'transfer_heatmap',
+           'save_figure']
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
 import zlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +22,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from .files import BadInput, atomic, one_of
 from .masks import Mask
@@ -100,6 +103,16 @@ def average_curve(
     ax.legend(frameon=False, fontsize=7)
     return ax
 
+# %% ../nbs/52_figures.ipynb #22cc008e
+def correlation_said(
+    x: pd.Series,   # numbers
+    y: pd.Series,   # as many
+) -> str:           # with its p and n; a rank correlation alone says little
+    "Spearman's rank correlation in a few words"
+    if len(x) < 3 or x.nunique() < 2 or y.nunique() < 2: return f"n {len(x)}"
+    found = spearmanr(x, y)
+    return f"ρ {found.statistic:.2f} (p {found.pvalue:.2g}, n {len(x)})"
+
 # %% ../nbs/52_figures.ipynb #ba4cc9a0
 def loss_scatter(
     results: pd.DataFrame,     # the results table
@@ -114,7 +127,7 @@ def loss_scatter(
         ax.scatter(group[loss], group.score, label=method, color=colour_of(method), s=18)
     unit = {"mlm_loss": "MLM loss (nats)", "kd_loss": "KD loss (1 − cos)"}[loss]
     ax.set(xlabel=unit, ylabel=rows.metric.iloc[0].replace("_", " "),
-           title=f"{task}, rank correlation {rows[loss].corr(rows.score, method='spearman'):.2f}")
+           title=f"{task}, {correlation_said(rows[loss], rows.score)}")
     ax.legend(frameon=False)
     return ax
 
@@ -156,6 +169,45 @@ def step_curve(
     ax.set(xlabel="optimizer steps on text", ylabel=rows.metric.iloc[0].replace("_", " "), title=task)
     ax.legend(frameon=False)
     return ax
+
+# %% ../nbs/52_figures.ipynb #7c96545f
+def task_panels(
+    draw: Callable[[pd.DataFrame, str, Axes], Any],   # draws one task of the results on an axis
+    results: pd.DataFrame,   # the results table
+    title: str,              # of the figure
+) -> Figure:                 # a panel a task, four in a row; one legend
+    "The same picture of every task (Liu et al. 2022, Figures 12 to 16)"
+    tasks = sorted(results.task.unique())
+    shape = (-(-len(tasks) // 4), min(4, len(tasks)))
+    figure, axes = plt.subplots(*shape, figsize=(1 + 3*shape[1], 2.6*shape[0] + .4), squeeze=False, layout="constrained")
+    for task, ax in zip(tasks, axes.flat, strict=False):
+        draw(results, task, ax)
+        if legend := ax.get_legend(): legend.remove()
+        ax.title.set_fontsize(9)
+    for ax in axes.flat[len(tasks):]: ax.set_axis_off()
+    labels = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if labels: figure.legend(labels.values(), labels, loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+# %% ../nbs/52_figures.ipynb #eab0c700
+def lines_of(
+    table: pd.DataFrame,     # what stands across (a number) × series
+    across: str,             # what the index is
+    up: str,                 # what the numbers are
+    title: str,              # of the figure
+    level: float | None = None,   # of a dashed line, such as the full model's
+) -> Figure:
+    "Series as lines with marks, each in its method's colour (Liu et al. 2022, Figures 6, 7, 9 and 11)"
+    figure, ax = plt.subplots(figsize=(4.6, 3.2))
+    for name in table:
+        shown = table[name].dropna()
+        dashes = "--" if "random start" in str(name) else "-"
+        ax.plot(shown.index, shown, marker="o", label=name, linestyle=dashes, color=colour_of(str(name).split(",")[0]))
+    if level is not None: ax.axhline(level, color=colour_of("dense"), linestyle="--", linewidth=1, label="full model")
+    ax.set(xlabel=across, ylabel=up, title=title)
+    ax.legend(frameon=False, fontsize=7)
+    return figure
 
 # %% ../nbs/52_figures.ipynb #d1ec1228
 def distance_panels(
@@ -389,6 +441,20 @@ def map_panels(
         if tokens: ax.set_xticklabels(tokens, rotation=90, fontsize=7), ax.set_yticklabels(tokens, fontsize=7)
         ax.set_title(title.replace(", ", "\n"), fontsize=8)
     return axes[0]
+
+# %% ../nbs/52_figures.ipynb #24477f4f
+def bars_beside(
+    table: pd.DataFrame,   # names × quantities of different units
+) -> Figure:               # a panel a quantity, a bar a name in its method's colour
+    "Several quantities of the same methods (Liu et al. 2022, Figure 1)"
+    figure, axes = plt.subplots(1, table.shape[1], figsize=(3.4*table.shape[1], 2.8), squeeze=False, layout="constrained")
+    for name, ax in zip(table, axes[0], strict=True):
+        shown = table[name].dropna()
+        ax.bar(range(len(shown)), shown, color=[colour_of(str(method)) for method in shown.index])
+        ax.set(ylabel=name, xticks=range(len(shown)))
+        ax.set_xticklabels(shown.index, rotation=35, ha="right", fontsize=8)
+        if len(shown): ax.set_ylim(bottom=max(0, shown.min() - .5 * (shown.max() - shown.min() + 1e-9)))
+    return figure
 
 # %% ../nbs/52_figures.ipynb #0f8e3578
 def grouped_bars(

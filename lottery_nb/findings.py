@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import chen
+from . import chen, liu
 from .files import BadInput, atomic
 from .report import Section
 from .tables import worlds
@@ -22,6 +22,7 @@ from .verdicts import Verdict, counted
 # %% ../nbs/63_findings.ipynb #1c9c2b4b
 PAGES: dict[str, tuple[Callable[[dict], Section], ...]] = {   # paper → the functions of its page that judge claims
     "chen_2020": (chen.controls_beaten, chen.transfers, chen.universal_ticket, chen.rewound, chen.sources_compared),
+    "liu_2022": (liu.average_scores, liu.robustness, liu.losses_and_scores, liu.along_training, liu.fewer_examples),
 }
 
 # %% ../nbs/63_findings.ipynb #9460670e

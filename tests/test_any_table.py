@@ -6,20 +6,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import synthetic, tickets_of
 
-from lottery_nb import chen
+from lottery_nb import chen, liu
 from lottery_nb.report import Section, board, conclusions, report_path
 
 CHEN = (chen.chen_overview, chen.winning_tickets, chen.controls_beaten, chen.strict_levels, chen.metrics_beside, chen.transfers,
         chen.universal_ticket, chen.rewound, chen.sources_compared, chen.masks_in_common, chen.all_sparsities)
-PAGES = {"chen": CHEN}
+LIU = (liu.liu_overview, liu.mask_budgets, liu.average_scores, liu.robustness, liu.losses_and_scores, liu.along_training, liu.masks_apart,
+       liu.distances_walked, liu.fewer_examples)
+PAGES = {"chen": CHEN, "liu": LIU}
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
 def studies():
     "A real table of the small Wikipedia BERT, and a made-up one with every kind of run"
-    micro = synthetic("chen_2020_micro")
-    return [pd.read_csv(report_path("chen_2020").parent/"wiki_mini.csv"), micro.groupby(["method", "source", "start"], group_keys=False).head(25)]
+    some = [synthetic(grid).groupby(["model", "method", "source", "start", "mask_at", "mask_init"], group_keys=False, dropna=False).head(12)
+            for grid in ("chen_2020_micro", "liu_2022_micro")]
+    return [pd.read_csv(report_path("chen_2020").parent/"wiki_mini.csv"), pd.concat(some)]
 
 
 def page(functions, table, path):

@@ -84,5 +84,5 @@ def test_without_runs_every_part_says_what_makes_some():
 
 def test_figures_and_sentences(root):
     ours = criteria_runs(str(root))
-    assert set(criteria_scores(ours).shown) == {"Percent of the full model's score, 80 steps", "Percent of the full model's score, 320 steps"}
+    assert set(criteria_scores(ours).shown) == {f"{what}, {steps} steps" for what in ("Percent of the full model's score", "Score against sparsity") for steps in (80, 320)}
     assert [line.split(",")[0] for line in criteria_paired(ours).said] == ["80 steps", "80 steps", "320 steps"]

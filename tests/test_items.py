@@ -33,7 +33,16 @@ def chen_runs(grid):
     return ({model: with_masks(rows, need(rows), root) for model, rows in found.items()},)
 
 
-RUNS = {"chen": chen_runs}   # module of a page → what its functions take, from a grid
+@lru_cache(None)
+def liu_runs(grid):
+    "Liu's page takes ticket runs by model; its Figures 8 and 17 need masks, those of one seed along the training too"
+    root = Path(mkdtemp())
+    found = tickets_of(synthetic(grid), root/"table.csv")
+    need = lambda rows: rows.seed.eq(0) & rows.method.ne("random") & rows.max_train.isna() & rows.task.eq("sst2") & rows.asked_sparsity.isin([.6, .7, .8])
+    return ({model: with_masks(rows, need(rows), root) for model, rows in found.items()},)
+
+
+RUNS = {"chen": chen_runs, "liu": liu_runs}   # module of a page → what its functions take, from a grid
 
 
 @lru_cache(None)
