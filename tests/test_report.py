@@ -95,6 +95,12 @@ def test_a_saved_table_serves_as_well_as_the_folder(runs, tmp_path, kind):
     assert set(again.folder) == {""}
 
 
+def test_the_environment_may_name_a_table_too(runs, tmp_path, monkeypatch):
+    runs.to_csv(tmp_path/"runs.csv", index=False)
+    monkeypatch.setenv("LOTTERY_NB_RUNS", str(tmp_path/"runs.csv"))
+    assert len(worlds(None)["micro"]) == len(runs)
+
+
 def test_an_empty_place_has_columns_and_no_rows(tmp_path):
     table = ticket_runs(tmp_path)
     assert len(table) == 0 and {"task", "source", "own", "mlm_loss", "folder"} <= set(table)
