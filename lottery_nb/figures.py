@@ -67,7 +67,7 @@ def score_curves(
     "Score against sparsity, one panel per task, four in a row"
     tasks = sorted(results.task.unique())
     rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
-    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.8*columns, 3.3*rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.2*columns, 2.8*rows), squeeze=False, layout="constrained")
     for task, ax in zip(tasks, axes.flat):
         if legend := score_curve(results, task, ax).get_legend(): legend.remove()
     for ax in axes.flat[len(tasks):]: ax.set_axis_off()
@@ -290,7 +290,7 @@ def overlap_sides(
     masks: dict[str, Mask],   # name → mask, all over the same weights
 ) -> np.ndarray:              # two axes: kept weights, pruned weights
     "Overlap of what masks keep beside overlap of what they prune (Chen et al. 2020, Figure 10)"
-    axes = plt.subplots(1, 2, figsize=(3.4 + 1.4*len(masks), 1.2 + .6*len(masks)), layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(3 + 1.1*len(masks), 1.1 + .48*len(masks)), layout="constrained")[1]
     for side, ax in zip(("kept", "pruned"), axes): overlap_matrix(masks, side, ax)
     return axes
 

@@ -49,16 +49,17 @@ def all_verdicts(
     return [verdict for page in PAGES[paper] for verdict in page(ours).verdicts]
 
 # %% ../nbs/63_findings.ipynb #a5ef4c29
-def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column a model; one row a claim
-    "All claims and what our runs say to them"
+def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column for each model with a table; one row a claim
+    "All claims that some runs speak to, and what they say"
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for paper in PAGES:
         for column, ending in TABLES.items():
-            for v in all_verdicts(paper, ending):
+            for v in filter(lambda verdict: verdict.pairs, all_verdicts(paper, ending)):
                 row = rows.setdefault((paper, v.claim), {"paper": paper.replace("_", " "), "claim": v.claim, "where": v.item,
                                                          "its number": v.paper or "–"})
                 row[column] = in_short(v)
-    return pd.DataFrame(rows.values(), columns=["paper", "claim", "where", "its number", *TABLES]).fillna("–")
+    known = [column for column, ending in TABLES.items() if any(table_path(paper, ending).exists() for paper in PAGES)]
+    return pd.DataFrame(rows.values(), columns=["paper", "claim", "where", "its number", *known]).fillna("–")
 
 # %% ../nbs/63_findings.ipynb #39ad02c8
 def in_short(
@@ -66,7 +67,6 @@ def in_short(
 ) -> str:               # verdict, number, interval, n
     "A verdict for a cell"
     v = verdict
-    if not v.pairs: return "no runs"
     interval = f" [{v.low:+.1f}, {v.high:+.1f}]" if v.seeds > 1 else ""
     return f"**{v.says}** {v.gain:+.1f}{interval}, {counted(v.tasks, 'task')} × {counted(v.seeds, 'seed')}"
 

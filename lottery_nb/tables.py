@@ -118,13 +118,12 @@ def read_runs(
     names: list[str],              # columns to have in any case
 ) -> pd.DataFrame:                 # finished runs, possibly none; `folder` is the run's own, empty when read from a table
     "Runs of some templates, with their columns even where there are no runs"
-    kind = Path(place or "").suffix
+    root, readers = runs_root(place), {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     plugins()
-    table = {".csv": pd.read_csv, ".parquet": pd.read_parquet}.get(kind, results)(place)
+    table = readers.get(root.suffix, results)(root)
     table = table[table.template.isin(templates)] if len(table) else table
     table = table.reindex(columns=[*names, *(name for name in table if name not in names)])
-    root = "" if kind else str(runs_root(place))
-    return table.assign(folder=[root and f"{root}/{name}" for name in table.id] if len(table) else "")
+    return table.assign(folder=["" if root.suffix in readers else f"{root}/{name}" for name in table.id] if len(table) else "")
 
 # %% ../nbs/51_tables.ipynb #c40cfd5b
 def ticket_runs(

@@ -128,7 +128,7 @@ def test_a_criterion_of_ones_own_is_a_function_and_a_row(plugin, common, tmp_pat
     del block["mask_max_length"]
     (tmp_path/"grid.yaml").write_text(json.dumps(block))
     words = [word for name, value in common.items() if name != "mask_max_length" for word in (f"--{name.replace('_', '-')}", str(value))]
-    assert main(["sweep", str(tmp_path/"grid.yaml"), "--dry-run", *runs]) == 0 and "smallest-s20" in capsys.readouterr().out
+    assert main(["sweep", str(tmp_path/"grid.yaml"), "--dry-run", "--list", *runs]) == 0 and "smallest-s20" in capsys.readouterr().out
     assert main(["run", "ticket", *words, "--method", "smallest", *runs]) == 0
     assert main(["sweep", str(tmp_path/"grid.yaml"), *runs]) == 0
     assert main(["results", "--summary", "--figure", str(tmp_path/"curve.svg"), *runs]) == 0

@@ -1,4 +1,6 @@
 """Reports: tables from run folders, sentences from numbers, and pages from notebooks."""
+import base64
+import io
 import itertools
 import re
 import shutil
@@ -9,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from nbformat import v4
+from PIL import Image
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
@@ -93,6 +97,12 @@ def test_a_saved_table_serves_as_well_as_the_folder(runs, tmp_path, kind):
     again = worlds(tmp_path/f"runs.{kind}")["micro"]
     pd.testing.assert_frame_equal(chen_table(again), chen_table(runs))
     assert set(again.folder) == {""}
+
+
+def test_the_environment_may_name_a_table_too(runs, tmp_path, monkeypatch):
+    runs.to_csv(tmp_path/"runs.csv", index=False)
+    monkeypatch.setenv("LOTTERY_NB_RUNS", str(tmp_path/"runs.csv"))
+    assert len(worlds(None)["micro"]) == len(runs)
 
 
 def test_an_empty_place_has_columns_and_no_rows(tmp_path):
@@ -186,6 +196,20 @@ def test_verdict_on_the_papers_own_numbers_is_full_agreement():
     assert verdict(row, row) == "same sign in 11 of 11, same order, within 0.0 points (median 0.0)"
     assert "same sign in 0 of 11, rank correlation -1.00" in verdict(-row, row)
     assert "nothing of ours for MNLI" in verdict(row.iloc[1:], row)
+
+
+def test_a_picture_keeps_the_colours_of_methods_apart():
+    "Twelve lines, each in its method's colour: none comes nearer to another's than to its own"
+    names = [name for name in METHODS if name != "given"]
+    figure, ax = plt.subplots(figsize=(8, 5))
+    for at, name in enumerate(names): ax.plot([0, 1], [at, at + .7], color=figures.colour_of(name), linewidth=3, label=name)
+    ax.legend()
+    page = report.picture(figure, "lines").split("base64,")[1].split('"')[0]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(page))).convert("RGB"), float).reshape(-1, 3)
+    wanted = {figures.colour_of(name): np.array(to_rgb(figures.colour_of(name))) * 255 for name in names}
+    found = {colour: pixels[((pixels - rgb)**2).sum(1).argmin()] for colour, rgb in wanted.items()}
+    for colour, pixel in found.items(): assert min(wanted, key=lambda other: ((wanted[other] - pixel)**2).sum()) == colour
+    assert len({tuple(pixel) for pixel in found.values()}) == len(wanted)
 
 
 @pytest.mark.parametrize("paper", report.REPORTS)
