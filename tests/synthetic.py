@@ -3,6 +3,7 @@ import os
 import zlib
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -42,8 +43,8 @@ def ticket_result(spec) -> dict:
 
 def synthetic(grid: str, result=ticket_result) -> pd.DataFrame:
     "A results table, as `store.results` gives it, of every run of a grid"
-    for name in ("MODEL", "TEXT", "DATA"): os.environ.setdefault(f"LOTTERY_NB_{name}", "somewhere")
-    specs = [spec for spec in read_grid(GRIDS/f"{grid}.yaml") if spec.template == "ticket"]
+    somewhere = {name: "somewhere" for name in ("LOTTERY_NB_MODEL", "LOTTERY_NB_TEXT", "LOTTERY_NB_DATA") if name not in os.environ}
+    with patch.dict(os.environ, somewhere): specs = [spec for spec in read_grid(GRIDS/f"{grid}.yaml") if spec.template == "ticket"]
     return pd.DataFrame([flat_result({"schema": 1, "id": spec.id, "template": spec.template, "spec": asdict(spec)} | result(spec)) for spec in specs])
 
 
