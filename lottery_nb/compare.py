@@ -277,7 +277,7 @@ def agreement_table(
 def overlap(
     masks: dict[str, dict[str, "Gates"]],    # task → seed → gates; the same seeds for all tasks
     member: str = "heads",                 # heads or mlps
-) -> pd.DataFrame:                         # one row per pair of tasks: a, b, mean and std (ddof = 1) of the common members over seeds, expected
+) -> pd.DataFrame:                         # one row per pair of tasks: a, b, mean and std (ddof = 1; not a number for one seed) of the common members over seeds, expected
     "Members that two tasks share, as counts (Prasanna et al. 2020, Figures 5 and 19)"
     one_of("member", member, ("heads", "mlps"))
     seeds = [set(by_seed) for by_seed in masks.values()]
@@ -285,7 +285,7 @@ def overlap(
     kept = {task: np.stack([getattr(by_seed[s], member).ravel() for s in sorted(by_seed)])
             for task, by_seed in masks.items()}
     rows = [(a, b, (x & y).sum(1), x.sum(1) * y.sum(1) / x.shape[1]) for a, x in kept.items() for b, y in kept.items()]
-    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean())
+    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1) if len(common) > 1 else np.nan, expected=expected.mean())
                          for a, b, common, expected in rows])
 
 # %% ../nbs/50_compare.ipynb #e00ef810
