@@ -377,8 +377,8 @@ def outcome_panels(
         means = results[results.method == method].groupby("task")[["full_score", "majority", "good_size"]].mean().reindex(tasks)
         sizes = means.good_size.map(lambda size: "" if pd.isna(size) else f"\n{100*size:.0f} %")
         ax.set_xticks(range(len(tasks)), [task + sizes[task] for task in tasks], fontsize=7)
-        ax.scatter(range(len(tasks)), means.full_score, marker="_", s=300, color="black")
-        ax.scatter(range(len(tasks)), means.majority, marker=".", s=20, color="black")
+        for name, marker, size in (("full_score", "_", 300), ("majority", ".", 20)):
+            if len(known := means[name].dropna()): ax.scatter([tasks.index(task) for task in known.index], known, marker=marker, s=size, color="black")
     return grid.set_titles(title + ", {row_name}, {col_name}").set_axis_labels("", "score")
 
 # %% ../nbs/52_figures.ipynb #04eb5d8b

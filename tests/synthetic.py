@@ -80,11 +80,11 @@ def attention_of(spec) -> dict:
     return dict(task=spec.task, texts=spec.texts, shares={" ".join(place): row(*place) for place in places}, correlations=found)
 
 
-def folder_of(grid: str, root: Path, templates=("structured", "magnitude")) -> Path:
+def folder_of(grid: str, root: Path, templates=("structured", "magnitude"), tasks=()) -> Path:
     "A folder of runs of a grid as pages read it, and the importance that each search of its paper's procedure would have measured"
     made = {"structured": gates_result, "magnitude": gates_result, "attention": attention_of}
     for spec in read_grid(GRIDS/f"{grid}.yaml"):
-        if spec.template not in templates: continue
+        if spec.template not in templates or (tasks and spec.task not in tasks): continue
         write_json(root/spec.id/"result.json", {"schema": 1, "id": spec.id, "template": spec.template, "spec": asdict(spec)} | made[spec.template](spec))
         if spec.template == "structured" and not (place := search_folder(spec, root)).exists():
             heads, mlps = kept_at(spec)
