@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'POWER', 'paired', 'share_of_gain', 'left_out', 'contested', 'notes', 'Verdict', 'weigh', 'balanced',
-           'gain_interval', 'by_seed', 'by_holm', 'verdict_line', 'counted', 'verdict_table']
+           'gain_interval', 'by_seed', 'holm', 'by_holm', 'verdict_line', 'counted', 'verdict_table']
 
 # %% ../nbs/45_verdicts.ipynb #e59aeabc
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, ttest_1samp
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 # %% ../nbs/45_verdicts.ipynb #a9037101
@@ -158,19 +158,29 @@ def _p(values):
     return float(ttest_1samp(values, 0).pvalue)
 
 
+@lru_cache
 def _effect(seeds):
     with warnings.catch_warnings(action="ignore"):
         return float(np.squeeze(TTestPower().solve_power(nobs=seeds, alpha=LEVEL, power=POWER)))
+
+# %% ../nbs/45_verdicts.ipynb #bf6ac79f
+def holm(
+    p: np.ndarray,   # p values of several tests, one dimension
+) -> np.ndarray:     # bool, the same shape: which tests reject at `LEVEL` together
+    "Holm's correction (1979): the smallest p against `LEVEL`/n, the next against `LEVEL`/(n − 1), until one fails"
+    order, rejected = np.argsort(p), np.zeros(len(p), bool)
+    rejected[order] = np.logical_and.accumulate(p[order] <= LEVEL / np.arange(len(p), 0, -1))
+    return rejected
 
 # %% ../nbs/45_verdicts.ipynb #0c04b885
 def by_holm(
     table: pd.DataFrame,   # as in `gain_interval`
     margin: float = 0,     # as in `weigh`
 ) -> tuple[int, int]:      # tasks on which the claim holds, tasks on which its opposite does
-    "Tasks that decide alone: a t test over the seeds of each, corrected by Holm (statsmodels)"
+    "Tasks that decide alone: a t test over the seeds of each, corrected by `holm`"
     if not table.size or table.shape[1] < 2: return 0, 0
     p = pd.Series({task: _p(row + margin) for task, row in table.iterrows()}, dtype=float)
-    sure = p.index[multipletests(p, LEVEL, method="holm")[0]]
+    sure = p.index[holm(p.to_numpy())]
     up = table.loc[sure].mean(axis=1) > -margin
     return int(up.sum()), int((~up).sum())
 
