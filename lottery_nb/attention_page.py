@@ -31,7 +31,8 @@ def survivors_of(
     root: Path,    # folder of runs
 ) -> str:          # super-survivors, survivors of one seed, or survivors where the run is not here
     "Which heads a run calls surviving"
-    try: spec = (read_result(ticket if Path(ticket).exists() else run_named(ticket, root)) or {}).get("spec") if ticket else None
+    try: spec = (read_result(ticket if Path(ticket).exists() else run_named(ticket, root))
+                 or {}).get("spec") if ticket else None
     except BadInput: spec = None
     return "survivors" if not spec else "super-survivors" if spec.get("super_seeds") else "survivors of one seed"
 
@@ -42,7 +43,8 @@ def page_attention(
 ) -> list[dict]:        # results of finished attention runs, with `survivors`
     "The attention runs of a page"
     roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
-    if files := [str(root) for root in roots if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
+    if files := [str(root) for root in roots
+                 if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
     return [result | {"survivors": survivors_of(result["spec"].get("ticket", ""), root)}
             for root in roots for result in finished_runs(root) if result["template"] == "attention"]
 
@@ -71,12 +73,14 @@ def attention_shares(
             heads, model, kind = place.split()
             heads = "all heads" if heads == "all" else result.get("survivors", "survivors")
             rows[Path(spec["model"]).name, result["task"], spec.get("seed", 0), heads, model, kind_of(kind, spec)] = row
-    index = pd.MultiIndex.from_tuples(list(rows), names=SHARE_LEVELS) if rows else pd.MultiIndex.from_arrays([[]]*6, names=SHARE_LEVELS)
+    index = pd.MultiIndex.from_tuples(list(rows), names=SHARE_LEVELS) if rows else pd.MultiIndex.from_arrays([[]]*6,
+                                                                                                             names=SHARE_LEVELS)
     return pd.DataFrame([[row[name] for name in CLASSES] for row in rows.values()], index, list(CLASSES), dtype=float)
 
 # %% ../nbs/58_attention_page.ipynb #80bec21e
 SETTINGS = {   # of the authors' figures → heads and model
-    "Fine-tuned model - Super Survivors": ("super-survivors", "fine-tuned"), "Finetuned Model - All": ("all heads", "fine-tuned"),
+    "Fine-tuned model - Super Survivors": ("super-survivors", "fine-tuned"),
+    "Finetuned Model - All": ("all heads", "fine-tuned"),
     "Pre-trained Super Survivors": ("super-survivors", "pre-trained"), "Pre-trained All": ("all heads", "pre-trained"),
 }
 
@@ -88,7 +92,8 @@ def their_shares(
     path, _ = published_file(folder, "attention_pattern_shares.json")
     if not path: return attention_shares([])
     table = published_shares(path)
-    places = [("the paper", task_name(task), 0, *SETTINGS[setting], f"{kind}, as released") for setting, task, kind in table.index]
+    places = [("the paper", task_name(task), 0, *SETTINGS[setting], f"{kind}, as released") for setting, task,
+              kind in table.index]
     return table.set_axis(pd.MultiIndex.from_tuples(places, names=SHARE_LEVELS))
 
 # %% ../nbs/58_attention_page.ipynb #23cdbea1
@@ -111,7 +116,8 @@ def panels_of(
     means = shares.groupby(level=["kind", "heads", "model", "task"]).mean()
     for kind, rows in means.groupby(level="kind"):
         settings = sorted({place[1:3] for place in rows.index}, key=lambda place: (place[0] == "all heads", place))
-        of = lambda chosen: pd.concat({", ".join(place): rows.loc[(kind, *place)] for place in chosen})
+        of = lambda chosen, rows=rows, kind=kind: pd.concat({", ".join(place): rows.loc[(kind, *place)]
+                                                             for place in chosen})
         tuned = [place for place in settings if place[1] == "fine-tuned"]
         if tuned: drawn[f"Figure 4, {world}, {kind}"] = pattern_panels(of(tuned), f"{world}, {kind}")
         drawn[f"Figure 18, {world}, {kind}"] = pattern_panels(of(settings), f"{world}, {kind}")
@@ -123,7 +129,8 @@ def share_gains(
     before: pd.Series,   # the same elsewhere
 ) -> pd.DataFrame:       # task, seed, gain: what shares rise by, in points
     "Differences paired by task and seed"
-    gains = 100 * (after.groupby(level=["task", "seed"]).mean() - before.groupby(level=["task", "seed"]).mean()).dropna()
+    gains = 100 * (after.groupby(level=["task", "seed"]).mean() - before.groupby(level=["task",
+                                                                                        "seed"]).mean()).dropna()
     return gains.rename("gain").reset_index()
 
 # %% ../nbs/58_attention_page.ipynb #509e97c5
@@ -136,12 +143,14 @@ def survivors_judged(
     kind: str,             # of maps
 ) -> list[Verdict]:        # on heterogeneous maps, and of raw ones on block and vertical
     "Do super-survivors hold more of what could be linguistic? (Prasanna et al. 2020, section 5.2)"
-    here = shares.xs("fine-tuned", level="model").xs(kind, level="kind") if kind in shares.index.unique("kind") else shares[:0]
+    here = shares.xs("fine-tuned", level="model").xs(kind,
+                                                     level="kind") if kind in shares.index.unique("kind") else shares[:0]
     sides = {heads: here.xs(heads, level="heads") for heads in here.index.unique("heads")} if len(here) else {}
     everywhere, found = sides.pop("all heads", here[:0]), []
     for heads, rows in sides.items():
         even, more = rows.vertical + rows.block, everywhere.vertical + everywhere.block
-        found.append(weigh(f"{heads} hold no more heterogeneous maps than all heads, {kind}", "Figure 4", world, share_gains(everywhere.heterogeneous, rows.heterogeneous),
+        found.append(weigh(f"{heads} hold no more heterogeneous maps than all heads, {kind}", "Figure 4", world,
+                           share_gains(everywhere.heterogeneous, rows.heterogeneous),
                            "points of the maps", NO_CHANGE, note=f"the margin of {NO_CHANGE} points is ours"))
         if kind.startswith("raw"): found.append(weigh(f"{heads} hold more block and vertical maps than all heads, {kind}", "Figure 4", world, share_gains(even, more), "points of the maps"))
     return [verdict for verdict in found if verdict.pairs]
@@ -156,7 +165,8 @@ def tuning_judged(
     here = shares.xs("all heads", level="heads").xs(kind, level="kind")
     if {"fine-tuned", "pre-trained"} - set(here.index.unique("model")): return []
     moved = (here.xs("fine-tuned", level="model") - here.xs("pre-trained", level="model")).abs().max(axis=1)
-    return [weigh(f"fine-tuning moves no share of all heads' maps by {NO_CHANGE} points, {kind}", "Figure 18", world, share_gains(0 * moved, moved),
+    return [weigh(f"fine-tuning moves no share of all heads' maps by {NO_CHANGE} points, {kind}", "Figure 18", world,
+                  share_gains(0 * moved, moved),
                   "points of the maps", NO_CHANGE, note="minus the largest change of a class")]
 
 # %% ../nbs/58_attention_page.ipynb #02e1f90e
@@ -182,7 +192,9 @@ def shares_judged(
     for kind in shares.index.unique("kind"):
         rows = shares[shares.index.get_level_values("kind") == kind]
         if {"all heads"} - set(rows.index.unique("heads")): continue
-        found += survivors_judged(world, rows, kind) + tuning_judged(world, rows, kind) + (norms_judged(world, shares, kind) if kind.startswith("norm") else [])
+        found += survivors_judged(world, rows, kind) + tuning_judged(world, rows,
+                                                                     kind) + (norms_judged(world, shares, kind)
+                                                                              if kind.startswith("norm") else [])
     return found
 
 # %% ../nbs/58_attention_page.ipynb #695b28de
@@ -216,11 +228,13 @@ def pairs_of(
 ) -> dict[str, tuple[str, str, str]]:   # words → level, after, before
     "What can be compared: models, kinds of maps made in the same way, survivors"
     heads, kinds = (list(shares.index.unique(level)) for level in ("heads", "kind"))
-    pairs = {"fine-tuned - pre-trained": ("model", "fine-tuned", "pre-trained")} if shares.index.unique("model").size > 1 else {}
+    pairs = {"fine-tuned - pre-trained": ("model", "fine-tuned",
+                                          "pre-trained")} if shares.index.unique("model").size > 1 else {}
     for kind in kinds:
         raw = kind.replace("norm", "raw").replace(", rows of W_O", "")
         if kind != raw in kinds: pairs[f"{kind} - {raw}"] = ("kind", kind, raw)
-    return pairs | {f"{name} - all heads": ("heads", name, "all heads") for name in heads if name != "all heads" and "all heads" in heads}
+    return pairs | {f"{name} - all heads": ("heads", name, "all heads") for name in heads if name != "all heads"
+                    and "all heads" in heads}
 
 # %% ../nbs/58_attention_page.ipynb #dae0f81a
 def shares_compared(
@@ -228,9 +242,12 @@ def shares_compared(
     folder: str = "",      # as in `published_file`
 ) -> Section:              # three comparisons by world
     "Do fine-tuning, weight norms and survival go with heterogeneous maps? (Prasanna et al. 2020, section 5.2)"
-    both = pd.concat([attention_shares(results), their_shares(folder).rename(index={"the paper": "the paper's BERT-base"}, level="world")])
-    worlds = {str(world): rows.droplevel("world")["heterogeneous"] for world, rows in both.groupby(level="world", sort=False)}
-    table = pd.DataFrame({world: {words: share_moved(rows, *pair) for words, pair in pairs_of(rows).items()} for world, rows in worlds.items()})
+    both = pd.concat([attention_shares(results),
+                      their_shares(folder).rename(index={"the paper": "the paper's BERT-base"}, level="world")])
+    worlds = {str(world): rows.droplevel("world")["heterogeneous"] for world,
+              rows in both.groupby(level="world", sort=False)}
+    table = pd.DataFrame({world: {words: share_moved(rows, *pair) for words, pair in pairs_of(rows).items()}
+                          for world, rows in worlds.items()})
     return Section({"Section 5.2, points of the heterogeneous share": table.fillna("–") if worlds else "no runs"})
 
 # %% ../nbs/58_attention_page.ipynb #d7ed15d6
@@ -241,7 +258,8 @@ def correlation_judged(
     "Does survival go with heterogeneous attention? The paper finds that it does not"
     world, heads, kind = rows.index[0][:3]
     gains = (100 * rows.pearson).rename("gain").reset_index()[["task", "seed", "gain"]]
-    return weigh(f"being one of the {heads} goes with heterogeneous attention, {kind}", "Section 5.2", world, gains, "hundredths of a correlation",
+    return weigh(f"being one of the {heads} goes with heterogeneous attention, {kind}", "Section 5.2", world, gains,
+                 "hundredths of a correlation",
                  paper=f"{100 * theirs[kind.split(',')[0]]:+.1f}", note="the paper finds that it does not")
 
 # %% ../nbs/58_attention_page.ipynb #f3f56f89
@@ -250,13 +268,17 @@ def head_correlations(
 ) -> Section:              # Pearson's correlation by task and kind, means over seeds, beside its permutation interval; the paper's
     "Survival and heterogeneous attention, head by head (Prasanna et al. 2020, section 5.2)"
     theirs = paper_table("prasanna_2020", "Section 5.2").iloc[0]
-    found = {(Path(result["spec"]["model"]).name, result.get("survivors", "survivors"), kind_of(kind, result["spec"]), result["task"], result["spec"].get("seed", 0)): values
+    found = {(Path(result["spec"]["model"]).name, result.get("survivors", "survivors"), kind_of(kind, result["spec"]),
+              result["task"], result["spec"].get("seed", 0)): values
              for result in results for kind, values in (result.get("correlations") or {}).items()}
     if not found: return Section({"Section 5.2, correlations, ours": "no runs with a ticket"})
-    table = pd.DataFrame(found, dtype=float).T.rename_axis(["world", "heads", "kind", "task", "seed"]).reindex(columns=["pearson", "low", "high", "p"])
+    table = pd.DataFrame(found, dtype=float).T.rename_axis(["world", "heads", "kind", "task",
+                                                            "seed"]).reindex(columns=["pearson", "low", "high", "p"])
     outside = table[(table.pearson < table.low) | (table.pearson > table.high)]
     known = table.dropna(subset=["pearson"])
     said = f"{len(outside)} of {len(known)} correlations lie outside what chance gives (5 % would by chance); their mean is {known.pearson.mean():+.2f}"
-    means = table.groupby(level=["world", "heads", "kind", "task"], sort=False)[["pearson", "low", "high"]].mean().round(2)
+    means = table.groupby(level=["world", "heads", "kind", "task"],
+                          sort=False)[["pearson", "low", "high"]].mean().round(2)
     return Section({"Section 5.2, correlations, ours": means}, [said] if len(known) else [],
-                   [correlation_judged(rows, dict(zip(("raw", "norm"), theirs))) for _, rows in known.groupby(level=["world", "heads", "kind"], sort=False)])
+                   [correlation_judged(rows, dict(zip(("raw", "norm"), theirs))) for _,
+                    rows in known.groupby(level=["world", "heads", "kind"], sort=False)])

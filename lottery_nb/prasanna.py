@@ -24,7 +24,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .compare import (agreement_table, agreements, early_over_late, middle_over_ends, overlap, read_any_json, read_masks, winning)
+from .compare import (agreement_table, agreements, early_over_late, middle_over_ends, overlap,
+                                read_any_json, read_masks, winning)
 from .figures import KIND_COLOURS, common_heatmap, importance_histogram, outcome_panels, survival_heatmap, survival_panels
 from .files import BadInput
 from .gates import Gates, Importance
@@ -54,8 +55,10 @@ def procedure_of(
     run: dict,   # template and settings; missing ones are the paper's
 ) -> str:        # empty: the paper's; "as released", or the settings that differ
     "How a run prunes"
-    own = {name: run[name] for name, usual in PROCEDURE[run["template"]].items() if pd.notna(run.get(name)) and run[name] != usual}
-    if {name: value for name, value in own.items() if (name, value) != ("rule_metric", "corr")} == RELEASED[run["template"]]: return "as released"
+    own = {name: run[name] for name, usual in PROCEDURE[run["template"]].items() if pd.notna(run.get(name))
+           and run[name] != usual}
+    if {name: value for name, value in own.items()
+        if (name, value) != ("rule_metric", "corr")} == RELEASED[run["template"]]: return "as released"
     return ", ".join(f"{name} {value}" for name, value in own.items())
 
 # %% ../nbs/57_prasanna.ipynb #929e5e94
@@ -65,8 +68,10 @@ def experiment_of(
     "Which experiment of the paper a run belongs to"
     known = lambda name, usual: run[name] if pd.notna(run.get(name)) else usual
     prune, start, longer = known("prune", "heads_mlps"), known("start", "pretrained"), known("retrain_epochs", 0)
-    parts = ["" if prune == "heads_mlps" else f"{prune} alone".replace("mlps", "MLPs"), "super-survivors" if known("super_seeds", 0) else "",
-             "random weights" if start == "reinit" else "" if start == "pretrained" else str(start), f"{longer:g} epochs" if longer else ""]
+    parts = ["" if prune == "heads_mlps" else f"{prune} alone".replace("mlps", "MLPs"), "super-survivors"
+             if known("super_seeds", 0) else "",
+             "random weights" if start == "reinit" else "" if start == "pretrained" else str(start),
+             f"{longer:g} epochs" if longer else ""]
     return ", ".join(filter(None, parts)) or {"structured": "s-pruning", "magnitude": "m-pruning"}[run["template"]]
 
 # %% ../nbs/57_prasanna.ipynb #f561f341
@@ -77,7 +82,8 @@ def in_order(
     tasks: Any,   # names
 ) -> list[str]:   # the same, once each, the paper's order first
     "Tasks as the paper orders them"
-    return sorted(set(tasks), key=lambda task: (PAPER_TASKS.index(task) if task in PAPER_TASKS else len(PAPER_TASKS), task))
+    return sorted(set(tasks), key=lambda task: (PAPER_TASKS.index(task) if task in PAPER_TASKS else len(PAPER_TASKS),
+                                                task))
 
 # %% ../nbs/57_prasanna.ipynb #3f782148
 def page_gates(
@@ -101,7 +107,8 @@ def models_of(
     return {str(model): group for model, group in rows.groupby("model", sort=False)}
 
 # %% ../nbs/57_prasanna.ipynb #a7c3d4be
-TRAINED_WITH = ("batch_size", "learning_rate", "epochs", "max_steps", "max_train", "max_eval", "max_length", "warmup", "dropout")   # settings of training
+TRAINED_WITH = ("batch_size", "learning_rate", "epochs", "max_steps", "max_train", "max_eval", "max_length", "warmup",
+                "dropout")   # settings of training
 
 # %% ../nbs/57_prasanna.ipynb #b01b8c3d
 def prasanna_overview(
@@ -112,7 +119,8 @@ def prasanna_overview(
             for model, group in models_of(gates).items() for name, rows in group.groupby("experiment", sort=False)]
     gaps = [line for model, group in models_of(gates).items() for name, rows in group.groupby("experiment", sort=False)
             for line in _gaps(f"{model}, {name}", rows)]
-    return Section({"Runs": runs or no_runs("prasanna_2020"), "Gaps": gaps or ["no gaps: every task has every seed" if runs else "no runs"]})
+    return Section({"Runs": runs or no_runs("prasanna_2020"), "Gaps": gaps
+                    or ["no gaps: every task has every seed" if runs else "no runs"]})
 
 
 def _gaps(name, rows):
@@ -128,8 +136,10 @@ def task_sizes(
 ) -> Section:              # rows of training and development, metric; ours with the majority baseline and the full model
     "Tasks, sizes and metrics (Prasanna et al. 2020, Table 1)"
     numbers, words = (paper_table("prasanna_2020", "Table 1", value) for value in ("mean", "note"))
-    theirs = numbers[["Train", "Dev"]].assign(Metric=words.Metric).rename(index=task_name).rename_axis(index="task", columns=None)
-    shown = {"Table 1, the paper": theirs} | {f"Table 1, {model}": _sizes(rows) for model, rows in models_of(gates).items()}
+    theirs = numbers[["Train", "Dev"]].assign(Metric=words.Metric).rename(index=task_name).rename_axis(index="task",
+                                                                                                       columns=None)
+    shown = {"Table 1, the paper": theirs} | {f"Table 1, {model}": _sizes(rows) for model,
+                                              rows in models_of(gates).items()}
     return Section(shown if len(gates) else shown | {"Table 1, ours": "no runs"})
 
 
@@ -137,7 +147,8 @@ def _sizes(rows):
     "Rows of data are known where the runs lie; a table alone has the scores"
     groups = rows.astype({"majority": float, "full_score": float}).groupby("task")
     table = groups[["majority", "full_score"]].mean().round(2).set_axis(["majority", "full model"], axis=1)
-    sizes = pd.DataFrame({task: _data_rows(here) for task, here in groups}, index=["train", "dev"], dtype=object).T.set_axis(["Train", "Dev"], axis=1)
+    sizes = pd.DataFrame({task: _data_rows(here) for task, here in groups}, index=["train", "dev"],
+                         dtype=object).T.set_axis(["Train", "Dev"], axis=1)
     return pd.concat([sizes, groups.metric.first().rename("Metric"), table], axis=1).loc[in_order(rows.task)]
 
 
@@ -154,7 +165,8 @@ def printed_means(
     return by_task(table.iloc[:, :-1]).assign(Average=table.iloc[:, -1]).rename_axis(index=None, columns=None)
 
 # %% ../nbs/57_prasanna.ipynb #ae3445ab
-BASES = ("Majority class baseline", "Full model", "'Bad' subnetwork (s-pruning)", "'Bad' subnetwork (m-pruning)", "Random init + random s-pruning")   # rows of ours
+BASES = ("Majority class baseline", "Full model", "'Bad' subnetwork (s-pruning)", "'Bad' subnetwork (m-pruning)",
+         "Random init + random s-pruning")   # rows of ours
 
 # %% ../nbs/57_prasanna.ipynb #8605ac7f
 def bad_means(
@@ -163,7 +175,8 @@ def bad_means(
     "Table 2 of our runs"
     values = zip(BASES, ("s-pruning", "s-pruning", "s-pruning", "m-pruning", "random weights"),
                  ("majority", "full_score", "bad_retrained", "bad_retrained", "random_retrained"))
-    means = {name: rows[rows.experiment == experiment].astype({value: float}).groupby("task")[value].mean() for name, experiment, value in values}
+    means = {name: rows[rows.experiment == experiment].astype({value: float}).groupby("task")[value].mean() for name,
+             experiment, value in values}
     table = pd.DataFrame(means).T.reindex(index=BASES)
     table = table[in_order(table.columns)].dropna(how="all")
     return table.assign(Average=table.mean(axis=1)).round(2)
@@ -198,9 +211,11 @@ def bad_judged(
     plain, note = contested(parts["s-pruning"])
     pairs = {"the bad s-pruned subnetwork beats the majority baseline": (plain, "majority", BASES[0]),
              "the bad s-pruned subnetwork beats the bad m-pruned one": (parts["m-pruning"], "bad_retrained", BASES[3]),
-             "the bad s-pruned subnetwork beats a random one of random weights": (parts["random weights"], "random_retrained", BASES[4])}
+             "the bad s-pruned subnetwork beats a random one of random weights": (parts["random weights"],
+                                                                                  "random_retrained", BASES[4])}
     return [weigh(claim, "Table 2", model, gains, paper=mean_gain(theirs.loc[BASES[2]], theirs.loc[row]), note=note)
-            for claim, (others, value, row) in pairs.items() if len(gains := gains_of(plain, "bad_retrained", value, others))]
+            for claim, (others, value, row) in pairs.items()
+            if len(gains := gains_of(plain, "bad_retrained", value, others))]
 
 # %% ../nbs/57_prasanna.ipynb #6f27af24
 def bad_beside_baselines(
@@ -209,11 +224,14 @@ def bad_beside_baselines(
     "Bad subnetworks beside baselines (Prasanna et al. 2020, Table 2); CBOW and BiLSTMs are the paper's, copied there from Wang et al. (2018)"
     theirs = printed_means("Table 2")
     cells = theirs.drop(columns="Average").mean(axis=1)
-    wrong = pd.DataFrame({"printed": theirs.Average, "of its cells": cells.round(3)})[(theirs.Average - cells).abs() > .01]
+    wrong = pd.DataFrame({"printed": theirs.Average,
+                          "of its cells": cells.round(3)})[(theirs.Average - cells).abs() > .01]
     ours = {f"Table 2, {model}": table for model, rows in models_of(gates).items() if len(table := bad_means(rows))}
-    shown: dict[str, Any] = {"Table 2, the paper": theirs, "Table 2, the paper: averages that are not those of their cells": wrong}
+    shown: dict[str, Any] = {"Table 2, the paper": theirs,
+                             "Table 2, the paper: averages that are not those of their cells": wrong}
     return Section(shown | (ours or {"Table 2, ours": "no runs"}),
-                   verdicts=[verdict for model, rows in models_of(gates).items() for verdict in bad_judged(model, rows)])
+                   verdicts=[verdict for model, rows in models_of(gates).items()
+                             for verdict in bad_judged(model, rows)])
 
 # %% ../nbs/57_prasanna.ipynb #c62a0a99
 WIN_CRITERIA = ("std_full", "std_sub", "strict")   # criteria: the paper's footnote, Chen et al.'s, and nothing forgiven
@@ -230,8 +248,10 @@ def printed_runs(
 ) -> pd.DataFrame:   # three runs a task, as `page_gates` gives them
     "Runs with the means and deviations of the paper's Table 3"
     mean, std = (by_task(paper_table("prasanna_2020", "Table 3", value)) for value in ("mean", "std"))
-    rows = {"majority": "majority baseline", "full_score": "full model"} | {score: f"{way}, {score.replace('_', ', ')}" for score in OUTCOMES}
-    runs = [{"task": task, "seed": seed} | {name: mean.at[row, task] + (seed - 1) * std.at[row, task] for name, row in rows.items()}
+    rows = {"majority": "majority baseline",
+            "full_score": "full model"} | {score: f"{way}, {score.replace('_', ', ')}" for score in OUTCOMES}
+    runs = [{"task": task, "seed": seed}
+            | {name: mean.at[row, task] + (seed - 1) * std.at[row, task] for name, row in rows.items()}
             for task in in_order(mean) for seed in range(3)]
     return pd.DataFrame(runs).assign(model="the paper", method=way, experiment=way, good_size=np.nan)
 
@@ -240,7 +260,8 @@ def outcome_table(
     rows: pd.DataFrame,   # runs of one model and experiment
 ) -> pd.DataFrame:        # baselines and subnetworks × tasks: mean ± standard deviation over seeds; a dash: no number
     "A part of Table 3"
-    names = {"majority": "majority baseline", "full_score": "full model"} | {score: score.replace("_", ", ") for score in OUTCOMES}
+    names = {"majority": "majority baseline", "full_score": "full model"} | {score: score.replace("_", ", ")
+                                                                             for score in OUTCOMES}
     groups = rows.astype(dict.fromkeys(names, float)).groupby("task")[list(names)]
     table = plus_minus(groups.mean(), groups.std(ddof=1), 2).rename(columns=names).T.replace("", "–")
     return table[in_order(table.columns)].rename_axis(index=None, columns=None)
@@ -252,8 +273,10 @@ def tickets_that_win(
     "All tickets are winning: on how many tasks? (Prasanna et al. 2020, section 4.2 and footnote 5)"
     kept = contested(rows)[0]
     known = {kind: kept.dropna(subset=["full_score", f"{kind}_retrained"]) for kind in KIND_COLOURS}
-    count = lambda kind, criterion: sum(winning(list(task.full_score), list(task[f"{kind}_retrained"]), criterion) for _, task in known[kind].groupby("task"))
-    return pd.DataFrame({kind: {"of tasks": known[kind].task.nunique()} | {criterion: count(kind, criterion) for criterion in WIN_CRITERIA} for kind in known}).T
+    count = lambda kind, criterion: sum(winning(list(task.full_score), list(task[f"{kind}_retrained"]), criterion)
+                                        for _, task in known[kind].groupby("task"))
+    return pd.DataFrame({kind: {"of tasks": known[kind].task.nunique()}
+                         | {criterion: count(kind, criterion) for criterion in WIN_CRITERIA} for kind in known}).T
 
 # %% ../nbs/57_prasanna.ipynb #4453c58d
 NEAR = "the margin of ten points of the full model's gain over the majority baseline is ours"   # what "nearly as well" means
@@ -267,13 +290,19 @@ def retrained_judged(
     "What is said of retrained subnetworks in Prasanna et al. 2020, section 4.2 and Appendix E"
     rows, note = contested(rows)
     theirs = by_task(paper_table("prasanna_2020", "Table 3"))
-    theirs = {"full": theirs.loc["full model"]} | {kind: theirs.loc[f"{way}, {kind}, retrained"] for kind in KIND_COLOURS}
-    shares = rows.assign(**{kind: share_of_gain(rows.astype({"full_score": float, "majority": float}), f"{kind}_retrained").astype(float) for kind in KIND_COLOURS})
-    full = weigh(f"{way}: good subnetworks reach the full model to within a point", "Table 3", model, gains_of(rows, "good_retrained", "full_score"),
-                 margin=1, paper=mean_gain(theirs["good"], theirs["full"]), note=notes("the margin of a point is ours", note))
-    others = [weigh(f"{way}: good subnetworks beat {kind} ones", "Table 3", model, gains_of(rows, "good_retrained", f"{kind}_retrained"),
+    theirs = {"full": theirs.loc["full model"]} | {kind: theirs.loc[f"{way}, {kind}, retrained"]
+                                                   for kind in KIND_COLOURS}
+    shares = rows.assign(**{kind: share_of_gain(rows.astype({"full_score": float, "majority": float}),
+                                                f"{kind}_retrained").astype(float) for kind in KIND_COLOURS})
+    full = weigh(f"{way}: good subnetworks reach the full model to within a point", "Table 3", model,
+                 gains_of(rows, "good_retrained", "full_score"),
+                 margin=1, paper=mean_gain(theirs["good"], theirs["full"]),
+                 note=notes("the margin of a point is ours", note))
+    others = [weigh(f"{way}: good subnetworks beat {kind} ones", "Table 3", model,
+                    gains_of(rows, "good_retrained", f"{kind}_retrained"),
                     paper=mean_gain(theirs["good"], theirs[kind]), note=note) for kind in ("random", "bad")]
-    near = [weigh(f"{way}: {kind} subnetworks do nearly as well as good ones", "Table 3", model, gains_of(shares, kind, "good"), "points of the gain",
+    near = [weigh(f"{way}: {kind} subnetworks do nearly as well as good ones", "Table 3", model,
+                  gains_of(shares, kind, "good"), "points of the gain",
                   margin=10, note=notes(NEAR, note)) for kind in ("random", "bad") if way != "m-pruning"]
     return [verdict for verdict in (full, *others, *near) if verdict.pairs]
 
@@ -282,19 +311,23 @@ def outcome_scores(
     gates: pd.DataFrame,   # from `page_gates`
 ) -> Section:              # the paper's table in three parts, ours beside them; counts of winning tickets
     "Good, random and bad subnetworks, pruned and retrained (Prasanna et al. 2020, Table 3)"
-    parts = {(way, name): rows for way in WAYS for name, rows in ({"the paper": printed_runs(way)} | models_of(gates, way)).items()}
+    parts = {(way, name): rows for way in WAYS for name,
+             rows in ({"the paper": printed_runs(way)} | models_of(gates, way)).items()}
     shown: dict[str, Any] = {f"Table 3, {way}, {name}": outcome_table(rows) for (way, name), rows in parts.items()}
-    wins = {(name, way, kind): row for (way, name), rows in parts.items() for kind, row in tickets_that_win(rows).iterrows() if row["of tasks"]}
+    wins = {(name, way, kind): row for (way, name), rows in parts.items() for kind,
+            row in tickets_that_win(rows).iterrows() if row["of tasks"]}
     shown["Table 3, the paper and ours: of the tasks where something is at stake, on how many does a retrained kind win?"] = pd.DataFrame(wins).T
     return Section(shown if len(gates) else shown | {"Table 3, ours": "no runs"}, _table_3_said(),
-                   [verdict for way in WAYS for model, rows in models_of(gates, way).items() for verdict in retrained_judged(model, rows, way)])
+                   [verdict for way in WAYS for model, rows in models_of(gates, way).items()
+                    for verdict in retrained_judged(model, rows, way)])
 
 
 def _table_3_said():
     "What does not fit between the paper's Tables 2 and 3"
     twice = printed_means("Table 2").drop(columns="Average").loc[BASES[3]]
     apart = (twice - by_task(paper_table("prasanna_2020", "Table 3")).loc["m-pruning, bad, retrained"]).round(2)
-    cells = ", ".join(f"{task} {twice[task]:.2f} and {twice[task] - apart[task]:.2f}" for task in in_order(apart.index[apart != 0]))
+    cells = ", ".join(f"{task} {twice[task]:.2f} and {twice[task] - apart[task]:.2f}"
+                      for task in in_order(apart.index[apart != 0]))
     return [f"Tables 2 and 3 of the paper print other scores for the same bad m-pruned subnetworks: {cells}"]
 
 # %% ../nbs/57_prasanna.ipynb #69936b4e
@@ -305,7 +338,8 @@ def removed_more(
     "Does m-pruning remove more than s-pruning?"
     rows, note = contested(rows)
     sides = [rows[rows.experiment == way] for way in ("s-pruning", "m-pruning")]
-    verdict = weigh("m-pruning removes more of the encoder than s-pruning", "Figure 2", model, gains_of(sides[0], "good_size", "good_size", sides[1]),
+    verdict = weigh("m-pruning removes more of the encoder than s-pruning", "Figure 2", model,
+                    gains_of(sides[0], "good_size", "good_size", sides[1]),
                     "points of size", paper="on 7 of 9 tasks, by 10 to 15", note=note)
     return [verdict] if verdict.pairs else []
 
@@ -316,7 +350,9 @@ def bars(
 ) -> Figure:              # methods down, pruned and retrained across
     "`outcome_panels` as a value"
     numbers = dict.fromkeys([*OUTCOMES, "good_size", "full_score", "majority"], float)
-    return outcome_panels(rows.astype(numbers).assign(task=pd.Categorical(rows.task, in_order(rows.task)).astype(object)), title).figure
+    return outcome_panels(rows.astype(numbers).assign(task=pd.Categorical(rows.task,
+                                                                          in_order(rows.task)).astype(object)),
+                                                                          title).figure
 
 # %% ../nbs/57_prasanna.ipynb #39f07b1f
 def outcomes_drawn(
@@ -327,11 +363,13 @@ def outcomes_drawn(
     shown: dict[str, Any] = {}
     for item, ways in (("Figure 2", ("s-pruning", "m-pruning")), ("Figure 17", ("s-pruning", "super-survivors"))):
         shown[f"{item}, the paper"] = bars(pd.concat(map(printed_runs, ways)), "the paper")
-        ours = {model: rows for model, rows in models_of(known, *ways).items() if ways[1] in set(rows.experiment) or item == "Figure 2"}
+        ours = {model: rows for model, rows in models_of(known, *ways).items() if ways[1] in set(rows.experiment)
+                or item == "Figure 2"}
         shown |= {f"{item}, {model}": bars(rows.assign(method=rows.experiment), model) for model, rows in ours.items()}
         if not ours: shown[f"{item}, ours"] = "no runs"
     said = [line for model, rows in models_of(known, "super-survivors").items() for line in _small(model, rows)]
-    return Section(shown, said, [verdict for model, rows in models_of(gates, "s-pruning", "m-pruning").items() for verdict in removed_more(model, rows)])
+    return Section(shown, said, [verdict for model, rows in models_of(gates, "s-pruning", "m-pruning").items()
+                                 for verdict in removed_more(model, rows)])
 
 
 def _small(model, rows):
@@ -361,8 +399,10 @@ def longer_judged(
     plain, note = contested(rows[rows.experiment == "s-pruning"])
     table = printed_means("Figure 16").drop(columns="Average")
     longer = rows[rows.experiment.str.fullmatch(r"\S+ epochs")]
-    verdict = weigh("longer retraining brings bad subnetworks less than a point", "Figure 16", model, gains_of(plain, "bad_retrained", "bad_retrained", longer),
-                    margin=1, paper=mean_gain(table.iloc[0], table.iloc[-1]), note=notes("plain retraining minus longer; the margin of a point is ours", note))
+    verdict = weigh("longer retraining brings bad subnetworks less than a point", "Figure 16", model,
+                    gains_of(plain, "bad_retrained", "bad_retrained", longer),
+                    margin=1, paper=mean_gain(table.iloc[0], table.iloc[-1]),
+                    note=notes("plain retraining minus longer; the margin of a point is ours", note))
     return [verdict] if verdict.pairs else []
 
 # %% ../nbs/57_prasanna.ipynb #7d9941bc
@@ -370,9 +410,12 @@ def longer_retraining(
     gates: pd.DataFrame,   # from `page_gates`
 ) -> Section:              # epochs by tasks, the paper's 40 numbers and ours
     "Longer retraining of bad subnetworks (Prasanna et al. 2020, Appendix D, Figure 16)"
-    ours = {f"Figure 16, {model}": table for model, rows in models_of(gates).items() if len(table := longer_means(rows))}
-    return Section({"Figure 16, the paper": printed_means("Figure 16")} | (ours or {"Figure 16, ours": "no runs that were retrained for longer"}),
-                   verdicts=[verdict for model, rows in models_of(gates).items() for verdict in longer_judged(model, rows)])
+    ours = {f"Figure 16, {model}": table for model, rows in models_of(gates).items()
+            if len(table := longer_means(rows))}
+    return Section({"Figure 16, the paper": printed_means("Figure 16")}
+                   | (ours or {"Figure 16, ours": "no runs that were retrained for longer"}),
+                   verdicts=[verdict for model, rows in models_of(gates).items()
+                             for verdict in longer_judged(model, rows)])
 
 # %% ../nbs/57_prasanna.ipynb #57933536
 def published_file(
@@ -391,7 +434,8 @@ def published_masks(
 ) -> dict[str, dict[str, Gates]]:   # task → seed → gates; empty where they are not
     "The masks that Prasanna et al. 2020 released"
     path, _ = published_file(folder, "masks.json.gz")
-    return {task_name(task): seeds for task, seeds in read_masks(path, kind).items()} if path and kind in read_any_json(path) else {}
+    return {task_name(task): seeds for task,
+            seeds in read_masks(path, kind).items()} if path and kind in read_any_json(path) else {}
 
 # %% ../nbs/57_prasanna.ipynb #2932c012
 def mean_over_seeds(
@@ -399,8 +443,10 @@ def mean_over_seeds(
     deviation: bool = False,                   # the standard deviation instead, not a number for one seed
 ) -> dict[str, np.ndarray]:                    # task → (layer, head + 1)
     "The number of a heatmap's cell, by task"
-    tasks = {task: np.stack([kept for (other, _), kept in maps.items() if other == task]) for task in in_order(task for task, _ in maps)}
-    return {task: (kept.std(0, ddof=1) if len(kept) > 1 else np.full(kept[0].shape, np.nan)) if deviation else kept.mean(0) for task, kept in tasks.items()}
+    tasks = {task: np.stack([kept for (other, _), kept in maps.items() if other == task])
+             for task in in_order(task for task, _ in maps)}
+    return {task: (kept.std(0, ddof=1) if len(kept) > 1 else np.full(kept[0].shape, np.nan)) if deviation
+            else kept.mean(0) for task, kept in tasks.items()}
 
 # %% ../nbs/57_prasanna.ipynb #30326885
 def printed_maps(
@@ -409,11 +455,13 @@ def printed_maps(
 ) -> dict[str, np.ndarray]:   # task → (layer, head), or with the MLP last where the authors' masks are
     "What survives by the paper: its masks where they are, else what can be read off its figures"
     masks = published_masks(folder) if method == "s-pruning" else {}
-    kept = {task: np.mean([np.column_stack([gates.heads, gates.mlps]) for gates in seeds.values()], 0) for task, seeds in masks.items()}
+    kept = {task: np.mean([np.column_stack([gates.heads, gates.mlps]) for gates in seeds.values()], 0) for task,
+            seeds in masks.items()}
     return published_survival(method) | kept
 
 # %% ../nbs/57_prasanna.ipynb #271cd794
-SURVIVALS = {task: f"Figure {number}" for task, number in sorted((SURVIVAL_FIGURES | {"mnli": 6, "cola": 12}).items(), key=lambda pair: pair[1])}   # task → where
+SURVIVALS = {task: f"Figure {number}" for task, number in sorted((SURVIVAL_FIGURES | {"mnli": 6, "cola": 12}).items(),
+                                                                 key=lambda pair: pair[1])}   # task → where
 
 # %% ../nbs/57_prasanna.ipynb #cf1ddc49
 def titled(
@@ -433,8 +481,10 @@ def seed_heatmap(
     heads: int,              # so many columns are heads
 ) -> Figure:                 # layers down, heads and the MLP across; mean over deviation
     "What survives of one task over its seeds (Prasanna et al. 2020, Figure 1)"
-    apart = lambda values: (values[:, :heads], values[:, heads] if values.shape[1] > heads else np.full(len(values), np.nan))
-    (kept, mlps), (spread, mlps_spread) = apart(mean), (None, None) if std is None or np.isnan(std).all() else apart(std)
+    apart = lambda values: (values[:, :heads], values[:, heads] if values.shape[1] > heads
+                            else np.full(len(values), np.nan))
+    (kept, mlps), (spread, mlps_spread) = apart(mean), (None,
+                                                        None) if std is None or np.isnan(std).all() else apart(std)
     return titled(survival_heatmap(kept, mlps, spread, mlps_spread, label=label), title)
 
 # %% ../nbs/57_prasanna.ipynb #86de4909
@@ -452,9 +502,11 @@ def seeds_drawn(
     shown: dict[str, Any] = {}
     for method, label in KEPT.items():
         if "qnli" in (printed := printed_maps(method, folder)):
-            shown[f"Figure 1, the paper, {method}"] = seed_heatmap(printed["qnli"], None, label, f"the paper, qnli, {method}", 12)
+            shown[f"Figure 1, the paper, {method}"] = seed_heatmap(printed["qnli"], None, label,
+                                                                   f"the paper, qnli, {method}", 12)
         for model, rows in models_of(gates, method).items(): shown |= _first_heatmap(model, our_survival(rows), method)
-    return Section(shown if any("the paper" not in caption for caption in shown) else shown | {"Figure 1, ours": NO_GATES})
+    return Section(shown if any("the paper" not in caption for caption in shown) else shown
+                   | {"Figure 1, ours": NO_GATES})
 
 
 def _first_heatmap(model, maps, method):
@@ -482,9 +534,11 @@ def layers_judged(
     maps, (claim, sign) = our_survival(rows), CLAIMS[method]
     measures = {claim: lambda kept: sign * early_over_late(kept[:, :-1])}
     if method == "s-pruning": measures["MLPs of the middle half of the layers survive more"] = lambda kept: middle_over_ends(kept[:, -1])
-    found = {words: pd.DataFrame([(*place, measure(kept)) for place, kept in maps.items()], columns=["task", "seed", "gain"]).dropna()
+    found = {words: pd.DataFrame([(*place, measure(kept)) for place, kept in maps.items()],
+                                 columns=["task", "seed", "gain"]).dropna()
              for words, measure in measures.items()}
-    return [weigh(f"{method}: {words}", "Figure 1", model, gains, "points of survival", note=note) for words, gains in found.items() if len(gains)]
+    return [weigh(f"{method}: {words}", "Figure 1", model, gains, "points of survival", note=note) for words,
+            gains in found.items() if len(gains)]
 
 # %% ../nbs/57_prasanna.ipynb #4509ec99
 def map_row(
@@ -513,9 +567,12 @@ def survival_maps(
             if found := mean_over_seeds(our_survival(rows)): maps[model] = found
             verdicts += layers_judged(model, rows, method)
         for task, item in SURVIVALS.items():
-            if drawn := {name: found[task] for name, found in maps.items() if task in found}: shown[f"{item}, {task}, {method}"] = map_row(drawn, method)
+            if drawn := {name: found[task] for name, found in maps.items()
+                         if task in found}: shown[f"{item}, {task}, {method}"] = map_row(drawn, method)
     if len(gates) and not any(gates.folder): said.append(NO_GATES)
-    return Section({caption: shown[caption] for caption in sorted(shown, key=lambda caption: int(caption.split(",")[0].split()[1]))}, said, verdicts)
+    return Section({caption: shown[caption]
+                    for caption in sorted(shown, key=lambda caption: int(caption.split(",")[0].split()[1]))}, said,
+                    verdicts)
 
 
 def _layers_said(method, maps):
@@ -530,11 +587,14 @@ def kept_gates(
     "The gates of structured runs"
     found: dict[str, dict[str, Gates]] = {task: {} for task in in_order(rows.task)}
     for run in rows[rows.template.eq("structured") & rows.folder.ne("")].itertuples():
-        if good := (read_result(run.folder) or {}).get("gates", {}).get("good"): found[run.task].setdefault(str(int(run.seed)), Gates.from_json(good))
+        if good := (read_result(run.folder) or {}).get("gates",
+                                                       {}).get("good"): found[run.task].setdefault(str(int(run.seed)),
+                                                                                                   Gates.from_json(good))
     return {task: seeds for task, seeds in found.items() if seeds}
 
 # %% ../nbs/57_prasanna.ipynb #308832ac
-ALONE = {"s-pruning": ("heads_mlps", "heads and MLPs"), "heads alone": ("heads", "heads"), "MLPs alone": ("mlps", "MLPs")}   # experiment → kind of mask, what it closes
+ALONE = {"s-pruning": ("heads_mlps", "heads and MLPs"), "heads alone": ("heads", "heads"),
+         "MLPs alone": ("mlps", "MLPs")}   # experiment → kind of mask, what it closes
 
 # %% ../nbs/57_prasanna.ipynb #306200f5
 def task_counts(
@@ -544,10 +604,12 @@ def task_counts(
 ) -> Figure:                              # number of tasks in which each survives, mean over deviation
     "On how many tasks does a head or an MLP survive? (Prasanna et al. 2020, Figure 15)"
     seeds = sorted(set.union(*map(set, masks.values())))
-    kept = [[np.column_stack([by_seed[seed].heads, by_seed[seed].mlps]) for by_seed in masks.values() if seed in by_seed] for seed in seeds]
+    kept = [[np.column_stack([by_seed[seed].heads, by_seed[seed].mlps]) for by_seed in masks.values()
+             if seed in by_seed] for seed in seeds]
     tasks = np.stack([len(masks) * np.mean(of_seed, 0) for of_seed in kept])
     mean, std = tasks.mean(0), tasks.std(0, ddof=1) if len(seeds) > 1 else None
-    part = lambda values: (values[:, :0 if closes == "MLPs" else -1], np.full(len(values), np.nan) if closes == "heads" else values[:, -1])
+    part = lambda values: (values[:, :0 if closes == "MLPs" else -1], np.full(len(values), np.nan)
+                           if closes == "heads" else values[:, -1])
     (heads, mlps), (spread, mlps_spread) = part(mean), (None, None) if std is None else part(std)
     return titled(survival_heatmap(heads, mlps, spread, mlps_spread, label="tasks", most=len(masks)), title)
 
@@ -558,12 +620,17 @@ def alone_judged(
 ) -> list[Verdict]:       # of heads, of MLPs; none without gates of both kinds
     "Do more heads, or MLPs, survive when both are pruned than when they are pruned alone? (Prasanna et al. 2020, section 4.1)"
     rows, note = contested(rows)
-    share = lambda experiment, part: pd.DataFrame([(task, seed, getattr(gates, part).mean()) for task, seeds in kept_gates(
-        rows[rows.experiment == experiment]).items() for seed, gates in seeds.items()], columns=["task", "seed", "score"])
-    sides = {part: [share(experiment, part) for experiment in ("s-pruning", f"{words} alone")] for part, words in (("heads", "heads"), ("mlps", "MLPs"))}
-    found = {part: paired(jointly, alone, by=("task", "seed")) for part, (jointly, alone) in sides.items() if len(jointly) and len(alone)}
+    share = lambda experiment, part: pd.DataFrame([(task, seed, getattr(gates, part).mean()) for task,
+                                                   seeds in kept_gates(
+        rows[rows.experiment == experiment]).items() for seed, gates in seeds.items()],
+        columns=["task", "seed", "score"])
+    sides = {part: [share(experiment, part) for experiment in ("s-pruning", f"{words} alone")] for part,
+             words in (("heads", "heads"), ("mlps", "MLPs"))}
+    found = {part: paired(jointly, alone, by=("task", "seed")) for part, (jointly, alone) in sides.items()
+             if len(jointly) and len(alone)}
     paper = {"heads": "49 % against 22 %", "mlps": "75 % against 50 %"}   # section 4.1
-    return [weigh(f"more {part.replace('mlps', 'MLPs')} survive when both are pruned than when they are pruned alone", "Figure 15", model, gains,
+    return [weigh(f"more {part.replace('mlps', 'MLPs')} survive when both are pruned than when they are pruned alone",
+                  "Figure 15", model, gains,
                   "points of survival", paper=paper[part], note=note) for part, gains in found.items() if len(gains)]
 
 # %% ../nbs/57_prasanna.ipynb #9a2d4ede
@@ -575,11 +642,15 @@ def over_tasks(
     shown: dict[str, Any] = {}
     for experiment, (kind, closes) in ALONE.items():
         name = "heads and MLPs jointly" if experiment == "s-pruning" else experiment
-        masks = {"the paper": published_masks(folder, kind)} | {model: kept_gates(rows) for model, rows in models_of(gates, experiment).items()}
-        shown |= {f"Figure 15, {model}, {name}": task_counts(found, closes, f"{model}, {name}") for model, found in masks.items() if found}
+        masks = {"the paper": published_masks(folder, kind)} | {model: kept_gates(rows) for model,
+                                                                rows in models_of(gates, experiment).items()}
+        shown |= {f"Figure 15, {model}, {name}": task_counts(found, closes, f"{model}, {name}") for model,
+                  found in masks.items() if found}
     if not any("the paper" not in caption for caption in shown): shown["Figure 15, ours"] = NO_GATES
-    if not any("the paper" in caption for caption in shown): shown["Figure 15, the paper"] = published_file(folder, "masks.json.gz")[1]
-    return Section(shown, verdicts=[verdict for model, rows in models_of(gates).items() for verdict in alone_judged(model, rows)])
+    if not any("the paper" in caption for caption in shown): shown["Figure 15, the paper"] = published_file(folder,
+                                                                                                            "masks.json.gz")[1]
+    return Section(shown, verdicts=[verdict for model, rows in models_of(gates).items()
+                                    for verdict in alone_judged(model, rows)])
 
 # %% ../nbs/57_prasanna.ipynb #3a7b86bb
 def importances_of(
@@ -588,7 +659,8 @@ def importances_of(
     "What each search measured before anything was closed"
     here = rows[rows.template.eq("structured") & rows.folder.ne("")]
     places = {(run.task, int(run.seed)): _search_of(Path(run.folder)) for run in here.itertuples()}
-    return {key: first_importance(place) for key, place in places.items() if place and (place/"importance.json").exists()}
+    return {key: first_importance(place) for key, place in places.items() if place
+            and (place/"importance.json").exists()}
 
 
 def _search_of(run):
@@ -604,8 +676,10 @@ def published_importance(
     "The importances that Prasanna et al. 2020 released"
     path, _ = published_file(folder, "masks.json.gz")
     kinds = read_any_json(path).get("heads_mlps", {}) if path else {}
-    entries = [entry for name, seeds in kinds.items() if task_name(name) == task for entry in seeds.values() if {"head_importance", "mlp_importance"} <= set(entry)]
-    return Importance(*(np.array([entry[name] for entry in entries]) for name in ("head_importance", "mlp_importance"))) if entries else None
+    entries = [entry for name, seeds in kinds.items() if task_name(name) == task for entry in seeds.values()
+               if {"head_importance", "mlp_importance"} <= set(entry)]
+    return Importance(*(np.array([entry[name] for entry in entries])
+                        for name in ("head_importance", "mlp_importance"))) if entries else None
 
 # %% ../nbs/57_prasanna.ipynb #ba8fdb27
 def low_judged(
@@ -614,8 +688,10 @@ def low_judged(
 ) -> Verdict:
     "Do most members matter little? (Prasanna et al. 2020, section 5.1)"
     low = {place: np.concatenate([part.ravel() for part in values]) < .5 for place, values in found.items()}
-    gains = pd.DataFrame([(*place, 100 * (part.mean() - .5)) for place, part in low.items()], columns=["task", "seed", "gain"])
-    return weigh("most heads and MLPs have less than half of the largest importance", "Figure 3", model, gains, "points of their number above half")
+    gains = pd.DataFrame([(*place, 100 * (part.mean() - .5)) for place, part in low.items()],
+                         columns=["task", "seed", "gain"])
+    return weigh("most heads and MLPs have less than half of the largest importance", "Figure 3", model, gains,
+                 "points of their number above half")
 
 # %% ../nbs/57_prasanna.ipynb #fa203d8a
 def importances_drawn(
@@ -625,16 +701,19 @@ def importances_drawn(
     "How important are heads and MLPs before anything is closed? (Prasanna et al. 2020, Figure 3)"
     shown: dict[str, Any] = {}
     if theirs := published_importance(folder): shown["Figure 3, the paper, cola, published importances"] = _histogram(*theirs)
-    else: shown["Figure 3, the paper"] = published_file(folder, "masks.json.gz")[1] or "the authors' file has no importances"
+    else: shown["Figure 3, the paper"] = published_file(folder,
+                                                        "masks.json.gz")[1] or "the authors' file has no importances"
     ours = {model: found for model, rows in models_of(gates, "s-pruning").items() if (found := importances_of(rows))}
     for model, found in ours.items():
         task = in_order(task for task, _ in found)[0]   # CoLA where it is there
-        shown[f"Figure 3, {model}, {task}"] = _histogram(*zip(*(values for place, values in found.items() if place[0] == task)))
+        shown[f"Figure 3, {model}, {task}"] = _histogram(*zip(*(values for place, values in found.items()
+                                                                if place[0] == task)))
     if not ours: shown["Figure 3, ours"] = "no searches: a results table alone has none, give the folder of runs"
     return Section(shown, verdicts=[low_judged(model, found) for model, found in ours.items()])
 
 
-def _histogram(heads, mlps): return importance_histogram(*(np.concatenate([np.ravel(part) for part in parts]) for parts in (heads, mlps)), None).figure
+def _histogram(heads, mlps): return importance_histogram(*(np.concatenate([np.ravel(part) for part in parts])
+                                                           for parts in (heads, mlps)), None).figure
 
 # %% ../nbs/57_prasanna.ipynb #ee06985a
 def seeds_agree(
@@ -642,19 +721,23 @@ def seeds_agree(
     folder: str = "",      # as in `published_file`
 ) -> Section:              # statistics by task, the paper's masks and ours
     "Do seeds keep the same heads? (Prasanna et al. 2020, section 5.1)"
-    masks = {"the paper's masks": published_masks(folder)} | {model: kept_gates(rows) for model, rows in models_of(gates, "s-pruning").items()}
+    masks = {"the paper's masks": published_masks(folder)} | {model: kept_gates(rows) for model,
+                                                              rows in models_of(gates, "s-pruning").items()}
     several = {name: {task: seeds for task, seeds in found.items() if len(seeds) > 1} for name, found in masks.items()}
     found = {name: agreements(tasks) for name, tasks in several.items() if tasks}
     shown: dict[str, Any] = {f"Section 5.1, {name}": agreement_table(tasks) for name, tasks in found.items()}
-    if "the paper's masks" not in found: shown["Section 5.1, the paper's masks"] = published_file(folder, "masks.json.gz")[1] or "fewer than two seeds"
+    if "the paper's masks" not in found: shown["Section 5.1, the paper's masks"] = published_file(folder,
+                                                                                                  "masks.json.gz")[1] or "fewer than two seeds"
     if not set(found) - {"the paper's masks"}: shown["Section 5.1, ours"] = "no two seeds of one task with gates"
     return Section(shown, [line for name, tasks in found.items() for line in _agreement_said(name, tasks)])
 
 
 def _agreement_said(name, tasks):
-    usual = {task: f for task, f in tasks.items() if f["kappa"] is not None and f["kappa_null"] and f["kappa_null"]["high"] > f["kappa_null"]["low"]}
+    usual = {task: f for task, f in tasks.items() if f["kappa"] is not None and f["kappa_null"]
+             and f["kappa_null"]["high"] > f["kappa_null"]["low"]}
     if not usual: return []
-    kappas, clear = [f["kappa"] for f in usual.values()], [task for task, f in usual.items() if f["kappa"] > f["kappa_null"]["high"]]
+    kappas, clear = [f["kappa"] for f in usual.values()], [task for task, f in usual.items()
+                                                           if f["kappa"] > f["kappa_null"]["high"]]
     unequal = [task for task, f in usual.items() if f["cochran_p"] is not None and f["cochran_p"] < .05]
     low, high = paper_table("prasanna_2020", "Section 5.1").iloc[0]
     return [f"{name}: kappa {min(kappas):.2f} to {max(kappas):.2f} over {len(usual)} tasks (the paper: {low:.2f} to {high:.2f}), above chance for {len(clear)} of {len(usual)}; "
@@ -669,7 +752,8 @@ def comparable(
     most = max(map(len, tasks.values()), default=0)
     full = {task: seeds for task, seeds in tasks.items() if len(seeds) == most}
     shared = set.intersection(*map(set, full.values())) if full else set()
-    return {task: {seed: seeds[seed] for seed in sorted(shared)} for task, seeds in full.items()} if shared and len(full) > 1 else {}
+    return {task: {seed: seeds[seed] for seed in sorted(shared)} for task,
+            seeds in full.items()} if shared and len(full) > 1 else {}
 
 # %% ../nbs/57_prasanna.ipynb #702030ec
 def super_gates(
@@ -689,7 +773,8 @@ def excess(
     for a, b in combinations(masks, 2):
         for seed in masks[a]:
             x, y = (getattr(masks[task][seed], member) for task in (a, b))
-            if x.any() and y.any(): rows.append((f"{a} and {b}", seed, 100 * ((x & y).sum() * x.size / (x.sum() * y.sum()) - 1)))
+            if x.any() and y.any(): rows.append((f"{a} and {b}", seed,
+                                                 100 * ((x & y).sum() * x.size / (x.sum() * y.sum()) - 1)))
     return pd.DataFrame(rows, columns=["task", "seed", "gain"])
 
 # %% ../nbs/57_prasanna.ipynb #f845dd24
@@ -702,8 +787,10 @@ def shared_drawn(
 ) -> dict[str, Figure]:                   # Figures 5 and 19: heads, MLPs, of good subnetworks and super-survivors; empty for fewer than two tasks
     "What tasks have in common, as matrices"
     masks = comparable(masks)
-    sets = {"good subnetworks": masks} | ({"super-survivors": super_gates(masks)} if masks and len(next(iter(masks.values()))) > 1 else {})
-    drawn = {(words, kind): _matrix(overlap(of, part), f"{name}, {words} of {kind}") for kind, of in sets.items() if of for part, words in PARTS}
+    sets = {"good subnetworks": masks} | ({"super-survivors": super_gates(masks)} if masks
+                                          and len(next(iter(masks.values()))) > 1 else {})
+    drawn = {(words, kind): _matrix(overlap(of, part), f"{name}, {words} of {kind}") for kind, of in sets.items()
+             if of for part, words in PARTS}
     figures = {f"Figure 19, {name}, {words} of {kind}": figure for (words, kind), figure in drawn.items()}
     return ({f"Figure 5, {name}": _matrix(overlap(masks, "heads"), name)} if masks else {}) | figures
 
@@ -718,13 +805,18 @@ def tasks_in_common(
 ) -> Section:              # matrices, the paper's and ours
     "Do tasks share heads and MLPs? (Prasanna et al. 2020, section 5.3, Figures 5 and 19)"
     ours = {model: kept_gates(contested(rows)[0]) for model, rows in models_of(gates, "s-pruning").items()}
-    theirs: dict[str, Any] = {**shared_drawn("the paper", published_masks(folder))} or {"Figure 5, the paper": published_file(folder, "masks.json.gz")[1]}
-    drawn: dict[str, Any] = {caption: figure for model, masks in ours.items() for caption, figure in shared_drawn(model, masks).items()}
+    theirs: dict[str, Any] = {**shared_drawn("the paper",
+                                             published_masks(folder))} or {"Figure 5, the paper": published_file(folder, "masks.json.gz")[1]}
+    drawn: dict[str, Any] = {caption: figure for model, masks in ours.items() for caption,
+                             figure in shared_drawn(model, masks).items()}
     note = "pairs of tasks share their tasks, so that the interval over pairs is too narrow; WNLI and tasks without a contest are left out"
-    verdicts = [weigh(f"tasks share more {words} than independent choices would", "Figure 5" if part == "heads" else "Figure 19", model,
+    verdicts = [weigh(f"tasks share more {words} than independent choices would", "Figure 5" if part == "heads"
+                      else "Figure 19", model,
                       found, "% above independence", note=note)
-                for model, masks in ours.items() for part, words in PARTS if len(found := excess(comparable(masks), part))]
-    return Section(theirs | (drawn or {"Figure 5, ours": "no two tasks with gates of the same seeds"}), _excess_said(published_masks(folder)), verdicts)
+                for model, masks in ours.items() for part, words in PARTS
+                if len(found := excess(comparable(masks), part))]
+    return Section(theirs | (drawn or {"Figure 5, ours": "no two tasks with gates of the same seeds"}),
+                   _excess_said(published_masks(folder)), verdicts)
 
 
 def _excess_said(masks):
