@@ -826,22 +826,23 @@ def shrink_command(
     context: typer.Context,
     task: Annotated[str, typer.Option(help="GLUE task, or the path of a data file with classes or numbers.")],
     out: Annotated[Path, typer.Option(help="A new folder for the smaller model.")],
-    model: Annotated[str, typer.Option(help="Hub name, local folder, micro, or a name of `lottery-nb models`.")] = "micro",
+    model: Annotated[str, typer.Option(help="Hub name, local folder, or a name of `lottery-nb models`.")] = "micro",
     speedup: Annotated[float | None, typer.Option(help="Times faster than the full model.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of a forward pass.")] = None,
     parameters: Annotated[int | None, typer.Option(help="Of the encoder's matrices, at most.")] = None,
-    keep_score: Annotated[float | None, typer.Option(help="Share of the full model's score to keep before retraining.")] = None,
+    keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
     target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
-    retrain: Annotated[int | None, typer.Option(help="Steps with the full model as teacher; default a whole training, 0 none.")] = None,
-    onnx: Annotated[bool, typer.Option(help="Write model.onnx and model.int8.onnx (pip install lottery-nb[deploy]).")] = True,
+    retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
+    onnx: Annotated[bool, typer.Option(help="Write model.onnx too (pip install lottery-nb[deploy]).")] = True,
     runs: Runs = None,
     as_json: Json = False,
 ):
-    "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE` as in `lottery-nb run ticket`: --seed, --max-steps ..."
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: threads that wait for a busy core must not spin long
+    "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
     from lottery_nb.shrink import Wish, shrink
-    fields_given = {one_of("field", name, RunSpec.__dataclass_fields__): value for name, value in read_fields("ticket", context.args).items()}
+    fields_given = read_fields("ticket", context.args)
+    for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
     wish = Wish(speedup, latency_ms, parameters, keep_score, target, batch, retrain)
     about = shrink(RunSpec(task=task, model=model, **fields_given), wish, out, runs, onnx)
     if as_json: return typer.echo(json.dumps(about))

@@ -94,7 +94,8 @@ class Gating:
     "Gates at work in a model: a context manager, or call `remove`"
 
     def __init__(self, model: nn.Module, heads: Tensor, mlps: Tensor, neurons: Tensor | None = None):
-        self.heads, self.mlps, self.neurons, self.handles = heads, mlps, neurons, []
+        self.heads, self.mlps, self.handles = heads, mlps, []
+        self.neurons = torch.ones(1, 1) if neurons is None else neurons
         families = architecture(model).families
         for number, layer in enumerate(encoder_layers(model)):
             attention, output = (layer.get_submodule(families[name]) for name in ("attention_output", "output"))
@@ -112,7 +113,9 @@ class Gating:
 
     def scale_neurons(self, number: int):
         "Pre-hook of the MLP's output matrix: activations (example, token, neuron), each times its gate"
-        return lambda module, inputs: (inputs[0] * self.neurons[..., number, :].to(inputs[0])[..., None, :], *inputs[1:])
+        def hook(module, inputs):
+            return (inputs[0] * self.neurons[..., number, :].to(inputs[0])[..., None, :], *inputs[1:])
+        return hook
 
     def scale_mlp(self, number: int):
         "Hook of the MLP's output matrix: its output (example, token, hidden) times ν"
@@ -131,7 +134,7 @@ def gate(
     model: nn.Module,             # a whole model of the table; stays a plain model
     heads: np.ndarray | Tensor,   # ξ, (layer, head), or (example, layer, head)
     mlps: np.ndarray | Tensor,    # ν, (layer,), or (example, layer)
-    neurons: np.ndarray | Tensor | None = None,   # of the MLPs, (layer, intermediate), or (example, layer, intermediate)
+    neurons: np.ndarray | Tensor | None = None,   # (layer, intermediate), or (example, layer, intermediate)
 ) -> Gating:                      # the gates at work; `with gate(model, *gates): ...` or `.remove()`
     "Put gates on heads and MLPs (Prasanna et al. 2020, section 3.3), and on neurons inside MLPs, by hooks"
     shape = open_gates(model).heads.shape
@@ -336,7 +339,7 @@ def cut_mlp(
 
 # %% ../nbs/34_gates.ipynb #e9d5ebc6
 def cut_neurons(
-    layer: nn.Module,    # one Transformer layer with its MLP, changed in place
+    layer: Any,          # one Transformer layer with its MLP, changed in place
     row: Architecture,   # of its model
     open: np.ndarray,    # gates of its neurons, bool, (intermediate,); at least one is open
 ):
@@ -365,7 +368,8 @@ def cut_closed(
         cut_heads(layer, row, heads, keep_bias)
         if mlp: cut_neurons(layer, row, open)
         else: cut_mlp(layer, row)
-    model.config.gates = gates.to_json() | {"keep_bias": keep_bias} | ({} if whole else {"widths": inner.sum(1).tolist()})
+    widths = {} if whole else {"widths": inner.sum(1).tolist()}
+    model.config.gates = gates.to_json() | {"keep_bias": keep_bias} | widths
     return model
 
 # %% ../nbs/34_gates.ipynb #cf9bc72a
