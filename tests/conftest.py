@@ -25,6 +25,13 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory) -> Path:
+    "A folder of runs for all that teaches, in all workers: stages are locked, so that each is made once"
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)/"shared_runs"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     "A 2-layer random BERT with a ten-word vocabulary, as a folder"
     import torch
