@@ -183,11 +183,11 @@ class Worker:
         return self.kernel
 
     def clear(self):
-        "Forget the variables of the last run; imported modules stay"
+        "Forget the variables of the last run; imported modules stay, and the garbage collection that begins each training skips them"
         client = self.kernel.blocking_client()
         client.start_channels()
         client.wait_for_ready(timeout=60)
-        client.execute_interactive("%reset -sf", timeout=60, allow_stdin=False)
+        client.execute_interactive("%reset -sf\nimport gc; gc.collect(); gc.freeze(); del gc", timeout=60, allow_stdin=False)
         client.stop_channels()
 
     def execute(
