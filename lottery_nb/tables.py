@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS', 'SURVIVAL_FIGURES',
-           'full_scores', 'learns', 'summary_table', 'in_words', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
+           'full_scores', 'learns', 'summary_table', 'how_far', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
            'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
            'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own', 'transfer_matrix', 'rewinding',
            'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
@@ -80,7 +80,7 @@ def summary_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/51_tables.ipynb #e1858f58
-def in_words(
+def how_far(
     summary: pd.DataFrame,   # of `summary_table`
 ) -> str:                    # one line; empty without tickets
     "How far tickets win: the highest sparsity of each method, task by task"
