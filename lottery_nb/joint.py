@@ -20,7 +20,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .masks import Mask, hold
 from .spec import RunSpec
 from .tasks import Task
-from .training import (CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, load_weights, rate_line, save_weights, settings,
+from .training import (Finetuner, Keeper, Training, encoded, history, load_weights, rate_line, save_weights, settings,
                                  train)
 
 # %% ../nbs/25_joint.ipynb #68a13e78
@@ -110,7 +110,7 @@ def finetune_jointly(
     lr_total: int | None = None,         # length of that line; None = lr_offset + all steps
     rising: float | None = None,         # steps of warm-up on that line; None = the first spec's share of it
     order: int = 0,                      # another order, dropout and MLM masks: the number of the IMP round
-    every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
+    every: float | None = None,          # seconds between checkpoints; None = CHECKPOINT_SECONDS
 ) -> Training:                           # history
     "Train several tasks over one encoder (multi-task pruning, Chen et al. 2020, Appendix C); resumes to the same bytes"
     spec, seed, length = specs[0], specs[0].seed + 1000*order, sum(lengths)

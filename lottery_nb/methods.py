@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SCORES_FILE', 'EXAMPLES', 'CHAINED', 'MASKED', 'METHODS', 'Method', 'calibration_batches', 'saved_scores',
            'calibrated', 'one_shot', 'movement_key', 'find_moved', 'movement_pieces', 'found_whole', 'find_given',
-           'add_method', 'mask_spec', 'find_ticket', 'starting_point', 'retrain', 'result_of', 'ticket_pieces']
+           'add_method', 'mask_spec', 'find_ticket', 'starting_point', 'retrain', 'hours_taken', 'result_of',
+           'ticket_pieces']
 
 # %% ../nbs/38_methods.ipynb #220dd3af
 import shutil
@@ -20,7 +21,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from .baseline import (WEIGHTS, Piece, beside_guess, dense, dense_piece, length_of, materials, record, source_spec, target_spec, theta0,
                                  train_into)
-from .files import atomic, read_json, short_hash, stage
+from .files import atomic, read_json, short_hash, stage, stage_hours
 from .imp import begin_rewound, begin_trained, chain_pieces, find_by_chain, steps_left
 from .masks import Mask
 from .models import start_weights
@@ -243,20 +244,33 @@ def retrain(
         (partial/WEIGHTS).unlink()
     return stage(Path(folder)/"retrained", make)
 
+# %% ../nbs/38_methods.ipynb #a25f873b
+def hours_taken(
+    spec: TicketSpec,   # the run
+    retrained: Path,    # folder of the retrained subnetwork
+    full: Path,         # stage of the full model
+) -> dict[str, float | None]:   # full, find (0 without training), retrain; None where a stage has kept no clock
+    "What the trainings of a run took, shared ones in full (Liu et al. 2022, Table 3)"
+    pieces = METHODS[spec.method].pieces(mask_spec(spec)) if spec.sparsity else ()
+    stages = [next(full.parent.glob(f"*-{key[:10]}"), None) for key in dict.fromkeys(piece.key for piece in pieces)]
+    found = [stage_hours(stage) if stage else None for stage in stages]
+    finding = None if None in found else float(sum(filter(None, found)))
+    return {"full": stage_hours(full), "find": finding, "retrain": stage_hours(retrained)}
+
 # %% ../nbs/38_methods.ipynb #aba02daa
 def result_of(
     spec: TicketSpec,   # the run
     ticket: Ticket,     # its ticket
     retrained: Path,    # folder of the retrained subnetwork
     full: Path,         # folder of the full model
-) -> dict:              # values of `store.finish`
+) -> dict:              # arguments of `store.finish`
     "What a run reports: the subnetwork's scores beside the full model's"
     metric = materials(target_spec(spec)).task.metric
     scores, full_scores = read_json(retrained/"scores.json"), read_json(full/"scores.json")
     return {"task": spec.task, "method": spec.method, "seed": spec.seed, "metric": metric, "score": scores[metric], "full_score": full_scores[metric],
             "sparsity": ticket.mask.sparsity, "asked_sparsity": spec.sparsity if spec.asks_sparsity else round(ticket.mask.sparsity, 3),
             "kept": ticket.mask.kept, "total": ticket.mask.total, "scores": scores, "full_scores": full_scores} \
-        | beside_guess(spec, full_scores[metric]) | record(spec)
+        | beside_guess(spec, full_scores[metric]) | record(spec) | {"hours": hours_taken(spec, retrained, full)}
 
 # %% ../nbs/38_methods.ipynb #ed0cc266
 def ticket_pieces(

@@ -19,7 +19,7 @@ from .models import check_length
 from .select import topk_mask
 from .spec import RunSpec
 from .tasks import Task
-from .training import CHECKPOINT_SECONDS, Finetuner, Keeper, Training, encoded, history, rate_line, settings, steps, train
+from .training import Finetuner, Keeper, Training, encoded, history, rate_line, settings, steps, train
 from .weights import prunable
 
 # %% ../nbs/26_movement.ipynb #4efec9b3
@@ -103,7 +103,7 @@ def train_scores(
     sparsity: float = .7,                # hard: share masked at the end
     scope: str = "global",               # hard: who competes, see `topk_mask`
     kind: str = "hard",                  # hard or soft
-    every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
+    every: float | None = None,          # seconds between checkpoints; None = CHECKPOINT_SECONDS
 ) -> tuple[dict[str, Tensor], Training]: # name → score, float32 on the CPU; history
     "Movement pruning's fine-tuning (Sanh et al. 2020); resumes from its folder to the same bytes"
     features = encoded(spec, task, data, tokenizer, "train")

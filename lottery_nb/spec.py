@@ -112,6 +112,7 @@ class RunSpec:
     max_train: int = OPEN         # use only the first so many training examples (after a seeded shuffle); None: all
     max_eval: int = OPEN          # use only the first so many evaluation examples; None: all
     max_steps: int = OPEN         # optimizer steps instead of epochs; None: by epochs
+    judge_every: int = 0          # steps between evaluations, of which the best is reported (as Liu et al. do); 0: judged at its end
     head_steps: int = 0           # for a model that predicts no words: optimizer steps of training an MLM head on `text` first; 0: none
     head_trunk: bool = False      # train the trunk with that head (every run then starts from the trunk so adapted)
 
@@ -129,7 +130,9 @@ class RunSpec:
         "Refuse values outside their range"
         within(self, low=1, batch_size=self.batch_size, max_length=self.max_length, max_train=self.max_train, max_eval=self.max_eval, max_steps=self.max_steps)
         within(self, low=0, high=2**32 - 1, seed=self.seed)
-        within(self, low=0, head_steps=self.head_steps)
+        within(self, low=0, head_steps=self.head_steps, judge_every=self.judge_every)
+        if self.judge_every and self.template not in ("run", "ticket"):
+            raise BadInput(f"judge_every is for tickets, must be 0 in {self.template}, got {self.judge_every}")
         if self.head_trunk and not self.head_steps: raise BadInput("head_trunk needs head_steps above 0, got 0")
         within(self, low=0, high=1, warmup=self.warmup)
         if not 0 <= self.dropout < 1: raise BadInput(f"dropout must be in [0, 1), got {self.dropout}")
@@ -328,7 +331,7 @@ class TicketSpec(RunSpec):
     "Find a subnetwork, retrain it, compare it with the full model (Chen et al. 2020)"
     method: str = "imp"              # one of METHODS: imp, early-bird, standard, dense, random, omp, first-order, fisher, snip, wanda, movement, given, tamt-…
     sparsity: float = 0.7            # share of the pool's weights removed, 0 ≤ s < 1
-    pool: str = "encoder"            # weights that may be pruned
+    pool: str = "encoder"            # weights that may be pruned; one default for all methods (Liu et al.: encoder+embeddings, scope matrix)
     scope: str = "global"            # ranked together: global, matrix (each; erk: small ones denser), or N:M (2:4 keeps 2 of every 4 in a row)
     source: str = ""                 # task the mask is found on, or IMP on several at once: mlm+sst2; empty: `task`
     source_train: int = OPEN         # use only the first so many training examples (MLM: blocks) of the source; None: all, or `max_train` where it is the task
@@ -354,7 +357,7 @@ class TicketSpec(RunSpec):
     mask_learning_rate: float = OPEN # tamt: of the scores, at the first step; None: 5e-5, for KD 2e-5
     mask_batch_size: int = OPEN      # tamt: blocks of text per step; None: 16
     mask_max_length: int = OPEN      # tokens per block of text, in mask training and in any ticket's losses; None: the MLM task's, or what the model can read
-    mask_horizon: int = OPEN         # tamt: step at which the learning rate reaches 0; None: `mask_steps` (paper: 27920)
+    mask_horizon: int = OPEN         # tamt: step at which the learning rate reaches 0; None: `mask_steps`, however few (paper: 27920)
     mask_refresh: int = 1            # tamt: steps between two settings of the threshold (released: 1000, KD 100; D8)
     mask_rank: str = "signed"        # tamt: cut the scores S (Eq. 3) or |S| (absolute; D8)
     mask_init: str = "omp"           # tamt: start mask, omp or random

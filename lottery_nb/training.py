@@ -319,9 +319,9 @@ class Keeper(TrainerCallback):
 
     def __init__(
         self,
-        every: float,   # seconds between checkpoints
+        every: float | None = None,   # seconds between checkpoints; None = CHECKPOINT_SECONDS
     ):
-        self.every = every
+        self.every = CHECKPOINT_SECONDS if every is None else every
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
         "Open the bar"
@@ -390,7 +390,7 @@ def finetune(
     rising: float | None = None,         # steps of warm-up on that line; None = the spec's share of it
     order: int = 0,                      # another data order, dropout and MLM masks: the number of the IMP round
     watch: TrainerCallback | None = None,   # looks at the model after each step, and may end the training
-    every: float = CHECKPOINT_SECONDS,   # seconds between checkpoints
+    every: float | None = None,          # seconds between checkpoints; None = CHECKPOINT_SECONDS
 ) -> Training:                           # history
     "𝒜_t(f(x; m⊙θ, γ)) of Chen et al. 2020, section 3.1; resumes from its folder to the same bytes"
     features = encoded(spec, task, data, tokenizer, "train")

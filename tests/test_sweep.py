@@ -9,13 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.spec import SPECS, TicketSpec
-from lottery_nb.store import open_run, read_result, run_folder
-from lottery_nb.sweep import RunFailed, Worker, check_template, gpu_slots, state, sweep, template_path, visible_gpus
+from lottery_nb.store import notebook_times, open_run, read_result, run_folder
+from lottery_nb.sweep import RunFailed, Worker, check_template, gpu_slots, run_notebook, state, sweep, template_path, visible_gpus
 
 
 @pytest.fixture
@@ -160,3 +161,15 @@ def test_gpus_are_counted_among_those_that_are_visible(monkeypatch):
     assert visible_gpus() == ["3", "GPU-5f"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1"]
+
+
+SILENT = "import time\nget_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))"   # what a cell has said arrives six seconds late
+
+
+def test_a_busy_machine_is_not_taken_for_a_dead_kernel(spec, tmp_path):
+    "nbclient alone gives up when a cell has ended and its output is more than four seconds late"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("spec = None", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(SILENT)])
+    nbformat.write(notebook, tmp_path/"silent.ipynb")
+    (folder := tmp_path/"run").mkdir()
+    with Worker(tmp_path) as worker: run_notebook(tmp_path/"silent.ipynb", folder, {}, worker.ready(), False, False)
+    assert notebook_times(folder)["end_time"]
