@@ -568,7 +568,8 @@ def shown_table(
     shown = table if summary else table[[name for name in usual if name in table]]
     from lottery_nb.tables import how_far
     said = f"\n\n{words}" if summary and (words := how_far(table)) else ""
-    if len(shown) > RULED or not (console := terminal()): return shown.to_string(index=False, float_format="{:.4f}".format) + said
+    if len(shown) > RULED or not (console := terminal()):
+        return shown.to_string(index=False, float_format="{:.4f}".format) + said
     with console.capture() as text: console.print(ruled(shown.to_dict("records")))
     return text.get().rstrip("\n") + said
 

@@ -86,10 +86,13 @@ def how_far(
     "How far tickets win: the highest sparsity of each method, task by task"
     tickets = summary[summary["method"].ne("dense") & summary["asked_sparsity"].notna()]
     if not len(tickets): return ""
-    highest = tickets["asked_sparsity"].where(tickets["winning"].astype(bool)).groupby([tickets["task"], tickets["method"]]).max()
-    part = lambda task: ", ".join(f"{method} {'never' if pd.isna(s) else f'to {s:.0%}'}" for method, s in highest[task].items())
+    won = tickets["asked_sparsity"].where(tickets["winning"].astype(bool))
+    highest = won.groupby([tickets["task"], tickets["method"]]).max()
+    said = lambda s: "never" if pd.isna(s) else f"to {s:.0%}"
+    part = lambda task: ", ".join(f"{method} {said(s)}" for method, s in highest[task].items())
     tried = ", ".join(f"{s:.0%}" for s in sorted(tickets["asked_sparsity"].unique()))
-    return f"winning tickets, of {tried} removed: {'; '.join(f'{task}: {part(task)}' for task in highest.index.unique(0))}"
+    parts = "; ".join(f"{task}: {part(task)}" for task in highest.index.unique(0))
+    return f"winning tickets, of {tried} removed: {parts}"
 
 # %% ../nbs/51_tables.ipynb #9d44d8d3
 PAPERS = ("chen_2020", "liu_2022", "prasanna_2020")
