@@ -566,9 +566,12 @@ def shown_table(
     if not len(table): return f"no finished runs in {runs_root(runs)}"
     usual = ("task", "method", "asked_sparsity", "sparsity", "seed", "metric", "score", "full_score", "id")
     shown = table if summary else table[[name for name in usual if name in table]]
-    if len(shown) > RULED or not (console := terminal()): return shown.to_string(index=False, float_format="{:.4f}".format)
+    from lottery_nb.tables import how_far
+    said = f"\n\n{words}" if summary and (words := how_far(table)) else ""
+    if len(shown) > RULED or not (console := terminal()):
+        return shown.to_string(index=False, float_format="{:.4f}".format) + said
     with console.capture() as text: console.print(ruled(shown.to_dict("records")))
-    return text.get().rstrip("\n")
+    return text.get().rstrip("\n") + said
 
 # %% ../nbs/62_cli.ipynb #302fd6da
 def summarised(
