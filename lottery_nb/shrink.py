@@ -187,9 +187,8 @@ def apart(
     mask: Tensor,                 # (example, token): 1 for real tokens
 ) -> Tensor:                      # scalar in [0, 2]
     "Mean of 1 − cos over layers and real tokens"
-    real = mask.bool()
-    pairs = zip(hidden[1:], theirs[1:])
-    return torch.stack([1 - F.cosine_similarity(one[real], other[real], dim=-1).mean() for one, other in pairs]).mean()
+    alike = [F.cosine_similarity(one, other, dim=-1)[mask.bool()].mean() for one, other in zip(hidden[1:], theirs[1:])]
+    return 1 - torch.stack(alike).mean()
 
 # %% ../nbs/48_shrink.ipynb #31335166
 def distil(
@@ -337,8 +336,8 @@ def write_described(
     onnx: bool,             # ONNX files too
 ) -> dict:                  # what `shrink.json` says
     "Write the folder"
-    folder = write_small(cut, materials(target_spec(spec)).tokenizer, out, about, card_of(about), onnx)
-    return read_json(folder/"shrink.json", dict)
+    tokenizer = materials(target_spec(spec)).tokenizer
+    return read_json(write_small(cut, tokenizer, out, about, card_of(about), onnx)/"shrink.json", dict)
 
 # %% ../nbs/48_shrink.ipynb #331b38c3
 def described_run(

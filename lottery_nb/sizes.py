@@ -126,9 +126,8 @@ def sized(
     width: int,        # of every MLP
 ) -> Structure:
     "The same sizes in every layer"
-    full = whole(model)
-    return Structure(np.arange(full.heads.shape[1]) < np.full((len(full.heads), 1), heads),
-                     np.arange(full.neurons.shape[1]) < np.full((len(full.heads), 1), width))
+    first = lambda part, count: np.cumsum(part, axis=1) <= count
+    return Structure(first(whole(model).heads, heads), first(whole(model).neurons, width))
 
 # %% ../nbs/46_sizes.ipynb #9632a291
 def compared_time(
