@@ -28,9 +28,9 @@ def work(job: dict):
 
 def serve():
     "Import, then fork a process for each line that comes"
-    import nbdev.test
-    import seaborn
-    import sklearn.metrics
+    import nbdev.test   # noqa: F401
+    import seaborn   # noqa: F401
+    import sklearn.metrics   # noqa: F401
 
     import lottery_nb.cli
     import lottery_nb.findings
