@@ -183,11 +183,12 @@ class Worker:
         return self.kernel
 
     def clear(self):
-        "Forget the variables of the last run; imported modules stay"
+        "Forget the variables of the last run; imported modules stay, and garbage collections skip them"
         client = self.kernel.blocking_client()
         client.start_channels()
         client.wait_for_ready(timeout=PATIENCE)
-        client.execute_interactive("%reset -sf", timeout=PATIENCE, allow_stdin=False)
+        forget = "%reset -sf\nimport gc; gc.collect(); gc.freeze(); del gc"
+        client.execute_interactive(forget, timeout=PATIENCE, allow_stdin=False)
         client.stop_channels()
 
     def execute(

@@ -412,11 +412,11 @@ def read_text(
     return {name: Dataset.from_dict({"text": lines}) for name, lines in splits.items()}
 
 # %% ../nbs/22_tasks.ipynb #6ec37090
+@lru_cache(maxsize=16)
 def read_micro(
     task: Task,            # a GLUE task, squad or mlm
-    spec: RunSpec,         # for mlm's limits
 ) -> dict[str, Dataset]:   # train and the evaluation splits
-    "A task of the micro world (world seed 0, whatever the seed of the run)"
+    "A task of the micro world (world seed 0, whatever the seed of the run), made once a process"
     from lottery_nb.language import corpus, micro_task
     if task.kind == "mlm":
         documents = {split: corpus(f"0 {split}", count) for split, count in (("train", 10_000), ("dev", 1000))}
@@ -648,7 +648,7 @@ def read_source(
         train, dev = text_files(spec.text or root)
         return read_text(spec, lambda: text_lines(train), (lambda: text_lines(dev)) if dev else None)
     if root: return read_squad(task, root) if task.kind == "span" else read_classic(task, root)
-    return read_micro(task, spec) if is_micro(spec.model) else read_hub(task)
+    return read_micro(task) if is_micro(spec.model) else read_hub(task)
 
 # %% ../nbs/22_tasks.ipynb #0d9153ff
 def subset(

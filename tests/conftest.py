@@ -1,4 +1,6 @@
 """Shared by all tests: quiet libraries, one thread a worker, and where the real data lies."""
+import csv
+import gc
 import os
 import signal
 from pathlib import Path
@@ -25,6 +27,13 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory) -> Path:
+    "A folder of runs for all that teaches, in all workers: stages are locked, so that each is made once"
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)/"shared_runs"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     "A 2-layer random BERT with a ten-word vocabulary, as a folder"
     import torch
@@ -48,3 +57,33 @@ def tiny_data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data")/"reviews.csv"
     path.write_text("text,label\n" + "\n".join(rows*8) + "\n")
     return path
+
+
+def pytest_collection_finish():
+    "What is imported by now stays: every training begins with a garbage collection, which need not walk through it each time"
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(items):
+    "Several workers begin with the long tests: each cuts the list into equal parts, so the long ones are dealt to their heads"
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1: items[:] = dealt(items, workers)
+
+
+def dealt(items: list, workers: int) -> list:
+    "Tests and files that tests/seconds.csv knows, the longest first and to the worker with the least; then the others, until all have as many"
+    with open(ROOT/"tests"/"seconds.csv", encoding="utf-8") as file: seconds = {row["test"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    known, others = {}, []
+    for item in items:
+        file = item.nodeid.split("::")[0].removeprefix("tests/")
+        unit = next((name for name in (f"{file}::{item.name}", file) if name in seconds), None)
+        if unit: known.setdefault(unit, []).append(item)
+        else: others.append(item)
+    shares, loads = [[] for _ in range(workers)], [0.]*workers
+    for unit in sorted(known, key=seconds.get, reverse=True):
+        least = loads.index(min(loads))
+        shares[least] += known[unit]
+        loads[least] += seconds[unit]
+    sizes = [(len(items) + worker) // workers for worker in range(workers)]   # as pytest-xdist cuts
+    for share, size in zip(shares, sizes): share += [others.pop(0) for _ in range(min(len(others), size - len(share)))]
+    return sum(shares, []) + others

@@ -115,3 +115,9 @@ def test_the_citation_is_complete():
     assert [len(paper["authors"]) for paper in cited["references"]] == [7, 7, 3]
     assert all({"family-names", "given-names"} == set(author) for paper in cited["references"] for author in paper["authors"])
     assert cited["version"] == re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]
+
+
+def test_screenshots_are_kept_where_they_are_taken():
+    steps = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
+    taken = next(step["env"]["LOTTERY_NB_SCREENSHOTS"] for step in steps if step.get("run") == ".ci/run")
+    assert taken == next(step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", ""))

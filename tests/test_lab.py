@@ -55,7 +55,7 @@ def readme_command():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    "A copy of what README's command opens, so that nothing here is changed; runs of the tests lie beside it"
+    "A copy of what README's command opens, so that nothing here is changed"
     folder = tmp_path_factory.mktemp("lab")
     for name in ("nbs", "README.md", "grids"):
         copy = shutil.copytree if (ROOT/name).is_dir() else shutil.copy
@@ -70,13 +70,13 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def lab(home, browser):
+def lab(home, browser, shared_runs):
     "JupyterLab, started as README says"
     port, token = free_port(), "test"
     quiet = home/".settings"/"@jupyterlab"/"apputils-extension"
     quiet.mkdir(parents=True)
     (quiet/"notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')   # else it asks, over the page
-    env = os.environ | dict(LOTTERY_NB_RUNS=str(home/"runs"), JUPYTER_CONFIG_DIR=str(home/".jupyter"), JUPYTERLAB_SETTINGS_DIR=str(home/".settings"),
+    env = os.environ | dict(LOTTERY_NB_RUNS=str(shared_runs), JUPYTER_CONFIG_DIR=str(home/".jupyter"), JUPYTERLAB_SETTINGS_DIR=str(home/".settings"),
                             JUPYTERLAB_WORKSPACES_DIR=str(home/".workspaces"))
     words = [sys.executable, "-m", "jupyterlab", *readme_command()[1:], "--no-browser", f"--port={port}", "--allow-root", f"--IdentityProvider.token={token}",
              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]

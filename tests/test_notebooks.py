@@ -1,23 +1,29 @@
 """Every library notebook runs from top to bottom, and the package is what the notebooks export."""
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from preloaded import notebook_test
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(ROOT.glob("nbs/*.ipynb"))
 TUTORIALS = sorted(ROOT.glob("nbs/tutorials/*.ipynb"))
 
 
-@pytest.mark.parametrize("path", LIBRARY + TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     "nbdev's own runner executes the cells as they stand"
-    done = subprocess.run([Path(sys.executable).parent/"nbdev_test", "--path", path, "--n_workers", "0", "--do_print"],
-                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    code, said = notebook_test(path, tmp_path/"said.txt", {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
+    assert code == 0, said[-4000:]
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(path, tmp_path, shared_runs):
+    "The same for the tutorials; what several of them train is trained once"
+    code, said = notebook_test(path, tmp_path/"said.txt", {"LOTTERY_NB_RUNS": str(shared_runs)})
+    assert code == 0, said[-4000:]
 
 
 def texts(root): return {path.relative_to(root): path.read_text() for pattern in ("lottery_nb/*.py", "nbs/*.ipynb", "nbs/tutorials/*.ipynb", "nbs/reports/*.ipynb") for path in root.glob(pattern)}
