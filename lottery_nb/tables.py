@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS', 'SURVIVAL_FIGURES',
-           'full_scores', 'learns', 'summary_table', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
+           'full_scores', 'learns', 'summary_table', 'how_far', 'paper_numbers', 'paper_table', 'by_task', 'read_runs',
            'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed', 'chen_column', 'statistics', 'chen_table',
            'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own', 'transfer_matrix', 'rewinding',
            'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs', 'published_survival',
@@ -78,6 +78,21 @@ def summary_table(
         rows.append(dict(zip(keys, values)) | {"metric": group["metric"].iloc[0], "seeds": len(group)} | spread
                     | {"winning": won} | ({"remark": "full model no better than a guess"} if idle else {}))
     return pd.DataFrame(rows)
+
+# %% ../nbs/51_tables.ipynb #e1858f58
+def how_far(
+    summary: pd.DataFrame,   # of `summary_table`
+) -> str:                    # one line; empty without tickets
+    "How far tickets win: the highest sparsity of each method, task by task"
+    tickets = summary[summary["method"].ne("dense") & summary["asked_sparsity"].notna()]
+    if not len(tickets): return ""
+    won = tickets["asked_sparsity"].where(tickets["winning"].astype(bool))
+    highest = won.groupby([tickets["task"], tickets["method"]]).max()
+    said = lambda s: "never" if pd.isna(s) else f"to {s:.0%}"
+    part = lambda task: ", ".join(f"{method} {said(s)}" for method, s in highest[task].items())
+    tried = ", ".join(f"{s:.0%}" for s in sorted(tickets["asked_sparsity"].unique()))
+    parts = "; ".join(f"{task}: {part(task)}" for task in highest.index.unique(0))
+    return f"winning tickets, of {tried} removed: {parts}"
 
 # %% ../nbs/51_tables.ipynb #9d44d8d3
 PAPERS = ("chen_2020", "liu_2022", "prasanna_2020")
