@@ -31,10 +31,13 @@ def survivors_of(
     root: Path,    # folder of runs
 ) -> str:          # super-survivors, survivors of one seed, or survivors where the run is not here
     "Which heads a run calls surviving"
-    try: spec = (read_result(ticket if Path(ticket).exists() else run_named(ticket, root))
-                 or {}).get("spec") if ticket else None
-    except BadInput: spec = None
+    spec = _ticket_spec(ticket, root) if ticket else None
     return "survivors" if not spec else "super-survivors" if spec.get("super_seeds") else "survivors of one seed"
+
+
+def _ticket_spec(ticket, root):
+    try: return (read_result(ticket if Path(ticket).exists() else run_named(ticket, root)) or {}).get("spec")
+    except BadInput: return None
 
 # %% ../nbs/58_attention_page.ipynb #2ad26581
 def page_attention(
@@ -43,10 +46,13 @@ def page_attention(
 ) -> list[dict]:        # results of finished attention runs, with `survivors`
     "The attention runs of a page"
     roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
-    if files := [str(root) for root in roots
-                 if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
-    return [result | {"survivors": survivors_of(result["spec"].get("ticket", ""), root)}
-            for root in roots for result in finished_runs(root) if result["template"] == "attention"]
+    if files := [root for root in roots if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
+    return [result for root in roots for result in _attention_in(root)]
+
+
+def _attention_in(root):
+    results = [result for result in finished_runs(root) if result["template"] == "attention"]
+    return [result | {"survivors": survivors_of(result["spec"].get("ticket", ""), root)} for result in results]
 
 # %% ../nbs/58_attention_page.ipynb #4cee4817
 def kind_of(
@@ -90,10 +96,11 @@ def their_shares(
 ) -> pd.DataFrame:      # as `attention_shares`, of a world called the paper; empty where the file is not
     "Shares of the five patterns, theirs: four settings, eight tasks of BERT-base, from the authors' figures"
     path, _ = published_file(folder, "attention_pattern_shares.json")
-    if not path: return attention_shares([])
-    table = published_shares(path)
-    places = [("the paper", task_name(task), 0, *SETTINGS[setting], f"{kind}, as released") for setting, task,
-              kind in table.index]
+    return published_shares(path).pipe(_placed) if path else attention_shares([])
+
+
+def _placed(table):
+    places = [("the paper", task_name(task), 0, *SETTINGS[name], f"{kind}, as released") for name, task, kind in table.index]
     return table.set_axis(pd.MultiIndex.from_tuples(places, names=SHARE_LEVELS))
 
 # %% ../nbs/58_attention_page.ipynb #23cdbea1
@@ -102,9 +109,14 @@ def attention_overview(
 ) -> Section:              # tasks by model
     "Which runs stand behind the page"
     table = attention_shares(results).reset_index()
-    runs = [f"{world}: {', '.join(sorted(rows.task.unique()))}; {rows.seed.nunique()} seeds; {', '.join(rows.heads.unique())}; {'; '.join(rows.kind.unique())}"
-            for world, rows in table.groupby("world")]
+    runs = [f"{world}: {_named(rows)}" for world, rows in table.groupby("world")]
     return Section({"Runs": runs or no_runs("attention")})
+
+
+def _named(rows):
+    tasks, heads = ", ".join(sorted(rows.task.unique())), ", ".join(rows.heads.unique())
+    kinds = "; ".join(rows.kind.unique())
+    return f"{tasks}; {rows.seed.nunique()} seeds; {heads}; {kinds}"
 
 # %% ../nbs/58_attention_page.ipynb #b6b3f07c
 def panels_of(
@@ -152,7 +164,9 @@ def survivors_judged(
         found.append(weigh(f"{heads} hold no more heterogeneous maps than all heads, {kind}", "Figure 4", world,
                            share_gains(everywhere.heterogeneous, rows.heterogeneous),
                            "points of the maps", NO_CHANGE, note=f"the margin of {NO_CHANGE} points is ours"))
-        if kind.startswith("raw"): found.append(weigh(f"{heads} hold more block and vertical maps than all heads, {kind}", "Figure 4", world, share_gains(even, more), "points of the maps"))
+        claim = f"{heads} hold more block and vertical maps than all heads, {kind}"
+        judged = weigh(claim, "Figure 4", world, share_gains(even, more), "points of the maps")
+        if kind.startswith("raw"): found.append(judged)
     return [verdict for verdict in found if verdict.pairs]
 
 # %% ../nbs/58_attention_page.ipynb #cd24c72c
@@ -257,15 +271,15 @@ def correlation_judged(
 ) -> Verdict:
     "Does survival go with heterogeneous attention? The paper finds that it does not"
     world, heads, kind = rows.index[0][:3]
-    gains = (100 * rows.pearson).rename("gain").reset_index()[["task", "seed", "gain"]]
-    return weigh(f"being one of the {heads} goes with heterogeneous attention, {kind}", "Section 5.2", world, gains,
-                 "hundredths of a correlation",
+    gains = (100 * rows.pearson).rename("gain").reset_index()
+    claim = f"being one of the {heads} goes with heterogeneous attention, {kind}"
+    return weigh(claim, "Section 5.2", world, gains[["task", "seed", "gain"]], "hundredths of a correlation",
                  paper=f"{100 * theirs[kind.split(',')[0]]:+.1f}", note="the paper finds that it does not")
 
 # %% ../nbs/58_attention_page.ipynb #f3f56f89
 def head_correlations(
     results: list[dict],   # from `page_attention`
-) -> Section:              # Pearson's correlation by task and kind, means over seeds, beside its permutation interval; the paper's
+) -> Section:              # Pearson's correlation by task and kind, means over seeds, beside its null
     "Survival and heterogeneous attention, head by head (Prasanna et al. 2020, section 5.2)"
     theirs = paper_table("prasanna_2020", "Section 5.2").iloc[0]
     found = {(Path(result["spec"]["model"]).name, result.get("survivors", "survivors"), kind_of(kind, result["spec"]),
@@ -276,7 +290,8 @@ def head_correlations(
                                                             "seed"]).reindex(columns=["pearson", "low", "high", "p"])
     outside = table[(table.pearson < table.low) | (table.pearson > table.high)]
     known = table.dropna(subset=["pearson"])
-    said = f"{len(outside)} of {len(known)} correlations lie outside what chance gives (5 % would by chance); their mean is {known.pearson.mean():+.2f}"
+    said = (f"{len(outside)} of {len(known)} correlations lie outside what chance gives (5 % would by chance); their mean "
+            f"is {known.pearson.mean():+.2f}")
     means = table.groupby(level=["world", "heads", "kind", "task"],
                           sort=False)[["pearson", "low", "high"]].mean().round(2)
     return Section({"Section 5.2, correlations, ours": means}, [said] if len(known) else [],

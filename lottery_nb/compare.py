@@ -277,7 +277,7 @@ def agreement_table(
 def overlap(
     masks: dict[str, dict[str, "Gates"]],    # task → seed → gates; the same seeds for all tasks
     member: str = "heads",                 # heads or mlps
-) -> pd.DataFrame:                         # one row per pair of tasks: a, b, mean and std (ddof = 1; not a number for one seed) of the common members over seeds, expected
+) -> pd.DataFrame:                         # one row per pair of tasks: a, b, mean and std (ddof = 1) of the common members over seeds, expected
     "Members that two tasks share, as counts (Prasanna et al. 2020, Figures 5 and 19)"
     one_of("member", member, ("heads", "mlps"))
     seeds = [set(by_seed) for by_seed in masks.values()]
