@@ -11,9 +11,9 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
            'results_command', 'info', 'verify_command', 'import_command', 'export_command', 'combine_command',
            'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command', 'report_command',
-           'show_page', 'annotate_command', 'explore_command', 'models_command', 'Check', 'package_checks',
-           'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check', 'template_checks',
-           'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
+           'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command', 'Check',
+           'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
+           'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -822,6 +822,35 @@ def explore_command(
     "Look at tickets one by one in JupyterLab: score, density, overlap, heads, attention."
     from lottery_nb.explorer import explorer_notebook
     show_page(explorer_notebook(runs), open_lab, port)
+
+# %% ../nbs/62_cli.ipynb #ee72001c
+@app.command("shrink", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def shrink_command(
+    context: typer.Context,
+    task: Annotated[str, typer.Option(help="GLUE task, or the path of a data file with classes or numbers.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the smaller model.")],
+    model: Annotated[str, typer.Option(help="Hub name, local folder, or a name of `lottery-nb models`.")] = "micro",
+    speedup: Annotated[float | None, typer.Option(help="Times faster than the full model.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of a forward pass.")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Of the encoder's matrices, at most.")] = None,
+    keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
+    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
+    retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
+    onnx: Annotated[bool, typer.Option(help="Write model.onnx too (pip install lottery-nb[deploy]).")] = True,
+    runs: Runs = None,
+    as_json: Json = False,
+):
+    "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
+    from lottery_nb.shrink import Wish, shrink
+    fields_given = read_fields("ticket", context.args)
+    for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
+    wish = Wish(speedup, latency_ms, parameters, keep_score, target, batch, retrain)
+    about = shrink(RunSpec(task=task, model=model, **fields_given), wish, out, runs, onnx)
+    if as_json: return typer.echo(json.dumps(about))
+    typer.echo((out/"README.md").read_text(encoding="utf-8"))
+    if about["onnx"] != "written": typer.echo(f"ONNX: {about['onnx']}")
 
 # %% ../nbs/62_cli.ipynb #0c1dfffe
 @app.command("models")

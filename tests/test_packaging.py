@@ -110,7 +110,7 @@ def test_extras_are_those_of_settings():
 def test_extras_bring_those_before_them():
     brings = {extra: {inner for need in needs if need.name == "lottery-nb" for inner in need.extras} for extra, needs in requirements().items()}
     assert [brings[extra] for extra in NESTED] == [set(), {"sweep"}, {"report"}]
-    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook", "docs"}
+    assert brings["all"] == set(EXTRAS) - {"sweep", "report"} and brings["dev"] == {"notebook", "docs", "deploy"}
 
 
 def imported(tree):
