@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from traceback import print_exc
 
 HERE = Path(__file__).resolve().parent
+HEAVY = ("nbdev.test", "seaborn", "sklearn.metrics", "lottery_nb.cli", "lottery_nb.findings", "lottery_nb.plan", "lottery_nb.running")
 
 
 def work(job: dict):
@@ -18,7 +20,9 @@ def work(job: dict):
     os.chdir(HERE.parent)
     from nbdev.test import nbdev_test
     code = 1
-    try: nbdev_test(path=job["notebook"], n_workers=0, do_print=True), (code := 0)
+    try:
+        nbdev_test(path=job["notebook"], n_workers=0, do_print=True)
+        code = 0
     except SystemExit as end: code = end.code or 0
     except BaseException: print_exc()
     finally:
@@ -28,14 +32,7 @@ def work(job: dict):
 
 def serve():
     "Import, then fork a process for each line that comes"
-    import nbdev.test   # noqa: F401
-    import seaborn   # noqa: F401
-    import sklearn.metrics   # noqa: F401
-
-    import lottery_nb.cli
-    import lottery_nb.findings
-    import lottery_nb.plan
-    import lottery_nb.running   # noqa: F401   (all of them are imported for those who come)
+    for name in HEAVY: import_module(name)
     for line in sys.stdin:
         job = os.fork()
         if not job: work(json.loads(line))

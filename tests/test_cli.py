@@ -50,7 +50,7 @@ def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
     assert json.loads(lottery("ticket", "info", folder, "--json").stdout)["method"] == "omp"
     table = json.loads(lottery("results", "--runs", tmp_path/"runs", "--format", "json").stdout)
     assert [row["id"] for row in table] == [line["id"]]
-    assert "winning" in lottery("results", "--runs", tmp_path/"runs", "--summary").stdout
+    assert "\n\nwinning tickets, of 50% removed: " in lottery("results", "--runs", tmp_path/"runs", "--summary").stdout
     assert lottery("results", "--runs", tmp_path/"runs", "--parquet", tmp_path/"all.parquet").stdout.startswith("1 rows in ")
     exported = pd.read_parquet(tmp_path/"all.parquet")
     assert exported.id.tolist() == [line["id"]] and abs(exported.score[0] - line["score"]) < 1e-12

@@ -1,11 +1,14 @@
 """Style is a test, not an opinion."""
 import ast
+import csv
 import json
 import re
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import dealt
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [p for p in sorted((ROOT/"lottery_nb").glob("*.py")) if not p.name.startswith("_")]
@@ -242,3 +245,14 @@ def test_notebooks_are_called_by_their_names():
 def test_grids_name_no_folder_that_a_user_lacks(path):
     code = re.sub(r"#.*", "", path.read_text())
     assert re.findall(r"(?:model|data_dir|text|published): (?:&\w+ )?[\"']?([./~][^\s,\"'}]*)", code) == []
+
+
+def test_long_tests_are_dealt_to_the_heads_of_equal_parts():
+    with open(ROOT/"tests"/"seconds.csv") as file: names = [row["test"] for row in csv.DictReader(file)]
+    assert [name for name in names if not (ROOT/"tests"/name.split("::")[0]).exists()] == [] and len(set(names)) == len(names)
+    short = [f"test_{letter}.py::test_{number}" for letter in "xyz" for number in range(40)]
+    items = [SimpleNamespace(nodeid=f"tests/{name}", name=name.split("::")[-1]) for name in [*short, *(name if "::" in name else f"{name}::test_it" for name in reversed(names))]]
+    order = dealt(items, 2)
+    assert sorted(item.nodeid for item in order) == sorted(item.nodeid for item in items)
+    first, second = (order[at].nodeid.removeprefix("tests/").removesuffix("::test_it") for at in (0, len(items)//2))
+    assert [first, second] == names[:2]
