@@ -39,7 +39,7 @@ from .files import BadInput, atomic, disk_full, left_over, one_of, runs_root, sw
 from .grid import grid_about, read_grid, shipped_grids
 from .names import KINDS, is_file
 from .spec import CHOICES, READS, SPECS, RunSpec, make_spec, parse_value, run_command
-from .store import changed_inputs, finished, results, run_folder, verify_run, write_table
+from .store import changed_inputs, finished, read_spec, results, run_folder, verify_run, write_table
 from .sweep import (RunFailed, Worker, check_template, gpu_slots, known_results, notebook_values, own_notebook,
                               progress, sweep, sweep_on_ray, template_of, template_path, visible_gpus)
 
@@ -827,13 +827,15 @@ def explore_command(
 @app.command("shrink", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def shrink_command(
     context: typer.Context,
-    task: Annotated[str, typer.Option(help="GLUE task, or the path of a data file with classes or numbers.")],
     out: Annotated[Path, typer.Option(help="A new folder for the smaller model.")],
+    task: Annotated[str, typer.Option(help="GLUE task, or the path of a data file with classes or numbers.")] = "sst2",
     model: Annotated[str, typer.Option(help="Hub name, local folder, or a name of `lottery-nb models`.")] = "micro",
     speedup: Annotated[float | None, typer.Option(help="Times faster than the full model.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of a forward pass.")] = None,
     parameters: Annotated[int | None, typer.Option(help="Of the encoder's matrices, at most.")] = None,
     keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a structured run, whose model, task and gates are taken.")] = None,
+    gates: Annotated[str | None, typer.Option(help="Of that run: good, random or bad.")] = None,
     target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
     retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
@@ -843,11 +845,14 @@ def shrink_command(
 ):
     "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
+    from lottery_nb.baseline import target_spec
     from lottery_nb.shrink import Wish, shrink
     fields_given = read_fields("ticket", context.args)
     for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
-    wish = Wish(speedup, latency_ms, parameters, keep_score, target, batch, retrain)
-    about = shrink(RunSpec(task=task, model=model, **fields_given), wish, out, runs, onnx)
+    wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)
+    if (run is None) != (gates is None): raise BadInput("run and gates belong together: give both, or neither")
+    spec = target_spec(read_spec(run)) if run else RunSpec(task=task, model=model, **fields_given)
+    about = shrink(spec, wish, out, runs, onnx, run)
     if as_json: return typer.echo(json.dumps(about))
     typer.echo((out/"README.md").read_text(encoding="utf-8"))
     if about["onnx"] != "written": typer.echo(f"ONNX: {about['onnx']}")

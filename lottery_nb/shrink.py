@@ -6,7 +6,7 @@
 __all__ = ['FELT_EXAMPLES', 'NEAR', 'Wish', 'tuned', 'training_batches', 'felt_once', 'usual_length', 'Found', 'search_structure',
            'search_score', 'Distilled', 'follows', 'apart', 'distil', 'retrained_small', 'random_like',
            'matrix_entries', 'Scale', 'scale_of', 'judge_of', 'cut_down', 'described_cut', 'card_of', 'write_described',
-           'described_run', 'found_for', 'shrink']
+           'described_run', 'gates_of_run', 'found_for', 'shrink']
 
 # %% ../nbs/48_shrink.ipynb #ccf517ce
 from dataclasses import dataclass
@@ -21,35 +21,37 @@ from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from .baseline import beside_guess, dense, materials, target_spec, theta0, train_once, whole_length
-from .files import BadInput, atomic, package_file, read_json, short_hash, stage
-from .gates import latency, smaller
+from .files import BadInput, atomic, one_of, package_file, read_json, short_hash, stage
+from .gates import Gates, latency, smaller
 from .sizes import (Costs, Felt, Structure, best_structure, compared_time, counted_costs, felt, measured_costs,
                               refined, whole)
 from .small import reweighted, sizes_of, write_small
 from .spec import RunSpec, slugged
-from .store import stage_folder
+from .store import read_result, stage_folder
 from .training import (Finetuner, Keeper, Training, encoded, evaluate, history, load_weights, rate_line,
                                  settings, train)
 
 # %% ../nbs/48_shrink.ipynb #5f32656d
 @dataclass(frozen=True)
 class Wish:
-    "How small a model shall be; exactly one of the first four"
+    "How small a model shall be; exactly one of the first five"
     speedup: float | None = None       # times faster than the full model, more than 1
     latency_ms: float | None = None    # milliseconds of a forward pass of `batch` examples
     parameters: int | None = None      # of the encoder's matrices, at most
     keep_score: float | None = None    # share of the full model's score kept before retraining, above 0, at most 1
+    gates: str | None = None           # good, random or bad: those of a structured run
     target: str = "cpu"                # what a speed-up is of: cpu (measured here), or flops
     batch: int = 32                    # examples of a forward pass
     retrain: int | None = None         # optimizer steps beside the full model; None = a whole training, 0 = none
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("speedup", "latency_ms", "parameters", "keep_score")}
+        given = {name: getattr(self, name) for name in ("speedup", "latency_ms", "parameters", "keep_score", "gates")}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
-            raise BadInput("give one of speedup, latency_ms, parameters and keep_score, got "
+            raise BadInput("give one of speedup, latency_ms, parameters, keep_score and gates, got "
                            f"{' and '.join(given) or 'none'}")
         (name, value), = given.items()
+        if name == "gates": one_of("gates", value, ("good", "random", "bad")); value = 1
         low, high = {"speedup": (1, np.inf), "keep_score": (0, 1)}.get(name, (0, np.inf))
         if not low < value <= high:
             raise BadInput(f"{name} must be more than {low}{' and at most 1' if high == 1 else ''}, got {value}")
@@ -349,6 +351,18 @@ def described_run(
     metric = materials(target_spec(spec)).task.metric
     return {"task": spec.task, "model": spec.model, "seed": spec.seed, "metric": metric, "fields": fields}
 
+# %% ../nbs/48_shrink.ipynb #aba695a6
+def gates_of_run(
+    run: str | Path,          # folder of a finished structured run
+    kind: str,                # good, random or bad
+    model: PreTrainedModel,   # of its shape
+) -> Structure:               # heads as there; the MLPs that it kept, whole
+    "What a structured run has found"
+    gates = (read_result(run) or {}).get("gates", {}).get(kind)
+    if not gates: raise BadInput(f"run {run} has no {kind} gates: expected the folder of a finished structured run")
+    heads, mlps = Gates.from_json(gates)
+    return Structure(heads, whole(model).neurons & mlps[:, None])
+
 # %% ../nbs/48_shrink.ipynb #9e147a3f
 def found_for(
     spec: RunSpec,            # the fine-tuned model, its data
@@ -356,8 +370,12 @@ def found_for(
     model: PreTrainedModel,   # the fine-tuned model
     full: float,              # its score
     root: Path | None,        # folder of all runs
+    run: str | Path | None,   # folder of a structured run, where its gates are wished for
 ) -> Found:
     "Search for what is wished"
+    if wish.gates:
+        structure = gates_of_run(run or "", wish.gates, model)
+        return Found(structure, compared_time(model, structure, wish.batch, usual_length(spec)))
     gradients, scale, judged = felt_once(spec, model, root), scale_of(wish, model, usual_length(spec)), judge_of(spec)
     search = lambda share: search_structure(gradients, scale.costs, share, scale.measure, scale.rounds)
     if scale.share: return search(scale.share)
@@ -371,6 +389,7 @@ def shrink(
     out: str | Path,                 # a new folder
     root: str | Path | None = None,  # folder of all runs
     onnx: bool = True,               # model.onnx and model.int8.onnx too
+    run: str | Path | None = None,   # folder of a structured run, for `Wish(gates=...)`
 ) -> dict:                           # what `shrink.json` says
     "Turn a model and a table into a smaller, faster folder"
     if Path(out).exists(): raise BadInput(f"{out} exists already; choose a new folder")
@@ -379,7 +398,7 @@ def shrink(
         raise BadInput(f"task {spec.task} has no labels of sentences: shrink takes tasks of classes or numbers")
     model, judged = tuned(spec, root), judge_of(spec)
     full = judged(model)
-    found = found_for(spec, wish, model, full, root)
+    found = found_for(spec, wish, model, full, root, run)
     cut = cut_down(model, found.structure, spec)
     chance = cut_down(model, random_like(found.structure, spec.seed), spec)
     about = described_cut(model, cut, found, wish, usual_length(spec)) | described_run(spec) | beside_guess(spec, full)

@@ -15,10 +15,11 @@ from lottery_nb.cli import main
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import flops, gate, load_smaller, open_gates, sensitivity, smaller
 from lottery_nb.models import load_model
+from lottery_nb.running import run
 from lottery_nb.shrink import Found, Wish, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
 from lottery_nb.small import modelling, normal_equations, onnx_logits, plain_width, reweighted, solved, tapped, write_small
-from lottery_nb.spec import RunSpec
+from lottery_nb.spec import RunSpec, StructuredSpec
 from lottery_nb.tasks import get_task
 
 SIZE = dict(vocab_size=14, num_labels=2)
@@ -278,12 +279,14 @@ def test_a_budget_in_parameters(spec, tmp_path):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--speedup", "2", "--parameters", "9"], "give one of speedup, latency_ms, parameters and keep_score, got speedup and parameters"),
-    ([], "give one of speedup, latency_ms, parameters and keep_score, got none"),
+    (["--speedup", "2", "--parameters", "9"], "give one of speedup, latency_ms, parameters, keep_score and gates, got speedup and parameters"),
+    ([], "give one of speedup, latency_ms, parameters, keep_score and gates, got none"),
     (["--speedup", "0.5"], "speedup must be more than 1, got 0.5"),
     (["--keep-score", "1.5"], "keep_score must be more than 0 and at most 1, got 1.5"),
     (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, flops; got 'tpu'"),
     (["--speedup", "2", "--retrain", "-1"], "retrain must be at least 0, got -1"),
+    (["--gates", "good"], "run and gates belong together"),
+    (["--gates", "fine"], "gates must be one of good, random, bad"),
     (["--parameters", "999999999", "--max-steps", "1"], "the full model is as small and fast as that already"),
     (["--speedup", "2", "--sparsity", "0.5"], "field must be one of"),
 ])
@@ -307,3 +310,13 @@ def test_a_damaged_folder_is_refused(model, tiny_model, tmp_path):
     (folder/"model.safetensors").write_bytes(weights)
     (folder/"config.json").write_text(json.dumps(json.loads((folder/"config.json").read_text()) | {"num_attention_heads": 1}))
     with pytest.raises(BadInput): load_smaller(folder)
+
+
+def test_the_gates_of_a_structured_run_become_a_folder(tiny_model, tiny_data, tmp_path):
+    "The folder is the model that the run has pruned, before it is retrained"
+    found = StructuredSpec(task=str(tiny_data), model=str(tiny_model), batch_size=8, max_steps=6, max_length=16)
+    folder = tmp_path/"runs"/run(found, tmp_path/"runs")["id"]
+    assert main(["shrink", "--run", str(folder), "--gates", "random", "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--retrain", "0", "--no-onnx"]) == 0
+    about, gates = read_json(tmp_path/"small"/"shrink.json"), read_json(folder/"result.json")["gates"]["random"]
+    assert about["heads"] == np.array(gates["head_mask"]).sum(1).tolist() and about["widths"] == [32 * kept for kept in gates["mlp_mask"]]
+    assert load_smaller(tmp_path/"small").config.gates["head_mask"] == gates["head_mask"]
