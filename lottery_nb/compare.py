@@ -285,7 +285,7 @@ def overlap(
     kept = {task: np.stack([getattr(by_seed[s], member).ravel() for s in sorted(by_seed)])
             for task, by_seed in masks.items()}
     rows = [(a, b, (x & y).sum(1), x.sum(1) * y.sum(1) / x.shape[1]) for a, x in kept.items() for b, y in kept.items()]
-    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1), expected=expected.mean())
+    return pd.DataFrame([dict(a=a, b=b, mean=common.mean(), std=common.std(ddof=1) if len(common) > 1 else np.nan, expected=expected.mean())
                          for a, b, common, expected in rows])
 
 # %% ../nbs/50_compare.ipynb #e00ef810

@@ -7,8 +7,8 @@ __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score
            'correlation_said', 'loss_scatter', 'loss_panels', 'step_curve', 'task_panels', 'lines_of',
            'distance_panels', 'density_table', 'density_heatmap', 'history_curve', 'overlap_matrix', 'overlap_sides',
            'survival_heatmap', 'survival_panels', 'outcome_bars', 'outcome_panels', 'importance_histogram',
-           'common_heatmap', 'pattern_bars', 'map_panels', 'bars_beside', 'grouped_bars', 'transfer_heatmap',
-           'save_figure']
+           'common_heatmap', 'pattern_bars', 'pattern_panels', 'map_panels', 'bars_beside', 'grouped_bars',
+           'transfer_heatmap', 'save_figure']
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
 import zlib
@@ -302,6 +302,7 @@ def survival_heatmap(
     mlps_std: np.ndarray | None = None,    # standard deviation per MLP
     ax: Axes | None = None,             # where to draw; None = a new figure
     label: str = "share of seeds that kept it",   # what the numbers are
+    most: float = 1,                    # end of the colour scale, such as a number of tasks
 ) -> Axes:                              # layers down, heads and the MLP across
     "Survival of heads and MLPs (Prasanna et al. 2020, Figures 1 and 6 to 14)"
     beside = lambda left, right: np.column_stack([left, np.full(len(left), np.nan), right])
@@ -310,7 +311,7 @@ def survival_heatmap(
     if heads_std is not None: said = said + np.array([["" if np.isnan(v) else f"\n{v:.2f}" for v in row]
                                                       for row in beside(heads_std, mlps_std)], dtype=object)
     ax = ax or plt.subplots(figsize=(1.6 + .48*mean.shape[1], 1 + .42*len(mean)))[1]
-    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", vmin=0, vmax=1, annot_kws={"size": 7}, xticklabels=names,
+    sns.heatmap(mean, annot=said, fmt="", cmap="viridis", vmin=0, vmax=most, annot_kws={"size": 7}, xticklabels=names,
                 cbar_kws={"label": label}, ax=ax)
     ax.tick_params(axis="x", length=0)
     ax.set(xlabel="head", ylabel="layer")
@@ -321,10 +322,11 @@ def survival_panels(
     maps: dict[str, np.ndarray],   # title → mean per head and, where known, MLPs in one column more: (layer, head or head + 1); NaN = unknown
     limits: tuple[float, float] = (0, 1),   # ends of the colour scale
     columns: int = 5,              # panels side by side
+    side: float = 1.3,             # of a panel, in inches
 ) -> Figure:                       # layers down, heads across, the MLP last
     "Survival of heads and MLPs for several tasks (Prasanna et al. 2020, Figures 6 to 14)"
     rows = -(-len(maps) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.3*columns + .6, 1.35*rows), squeeze=False,
+    figure, axes = plt.subplots(rows, columns, figsize=(side*columns + .6, (side + .05)*rows), squeeze=False,
                                 layout="constrained")
     for ax, (title, values) in zip(axes.flat, maps.items()):
         image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
@@ -363,18 +365,20 @@ def outcome_panels(
     results: pd.DataFrame,   # runs of s- and m-pruning of one model: task, method, full_score, majority, good_pruned, good_retrained ...
     title: str,              # the model
 ) -> sns.FacetGrid:          # methods down, pruned and retrained across; dashes are the full model, dots the majority baseline
-    "Good, random and bad subnetworks of all tasks (Prasanna et al. 2020, Figures 2 and 17)"
+    "Good, random and bad subnetworks of all tasks, under each its size (Prasanna et al. 2020, Figures 2 and 17)"
     tasks, names = sorted(results.task.unique()), [f"{kind}_{what}" for what in ("pruned", "retrained")
                                                    for kind in KIND_COLOURS]
     scores = results.melt(["method", "task"], names, "subnetwork", "reached")
     scores[["kind", "moment"]] = scores.subnetwork.str.split("_", expand=True)
     grid = sns.catplot(scores, kind="bar", x="task", y="reached", hue="kind", row="method", col="moment", order=tasks,
-                       palette=KIND_COLOURS,
-                       errorbar="sd", height=2, aspect=2.2, err_kws={"linewidth": 1})
+                       palette=KIND_COLOURS, sharex=False,
+                       errorbar="sd", height=2.2, aspect=2.2, err_kws={"linewidth": 1})
     for (method, _), ax in grid.axes_dict.items():
-        means = results[results.method == method].groupby("task")[["full_score", "majority"]].mean().reindex(tasks)
-        ax.scatter(range(len(tasks)), means.full_score, marker="_", s=300, color="black")
-        ax.scatter(range(len(tasks)), means.majority, marker=".", s=20, color="black")
+        means = results[results.method == method].groupby("task")[["full_score", "majority", "good_size"]].mean().reindex(tasks)
+        sizes = means.good_size.map(lambda size: "" if pd.isna(size) else f"\n{100*size:.0f} %")
+        ax.set_xticks(range(len(tasks)), [task + sizes[task] for task in tasks], fontsize=7)
+        for name, marker, size in (("full_score", "_", 300), ("majority", ".", 20)):
+            if len(known := means[name].dropna()): ax.scatter([tasks.index(task) for task in known.index], known, marker=marker, s=size, color="black")
     return grid.set_titles(title + ", {row_name}, {col_name}").set_axis_labels("", "score")
 
 # %% ../nbs/52_figures.ipynb #04eb5d8b
@@ -399,7 +403,8 @@ def common_heatmap(
     "What tasks share; the diagonal is what survives for the task itself (Prasanna et al. 2020, Figures 5 and 19)"
     order = overlaps.a.unique()
     mean, std = (overlaps.pivot(index="a", columns="b", values=name).loc[order, order] for name in ("mean", "std"))
-    said = np.array([[f"{m:.1f}\n{s:.1f}" for m, s in zip(*rows)] for rows in zip(mean.to_numpy(), std.to_numpy())])
+    word = lambda m, s: f"{m:.1f}" + ("" if np.isnan(s) else f"\n{s:.1f}")
+    said = np.array([[word(*pair) for pair in zip(*rows)] for rows in zip(mean.to_numpy(), std.to_numpy())])
     ax = ax or plt.subplots(figsize=(1.6 + .62*len(order), 1.2 + .5*len(order)))[1]
     sns.heatmap(mean, annot=said, fmt="", cmap="viridis", annot_kws={"size": 7},
                 cbar_kws={"label": "in common (mean over seeds)"}, ax=ax)
@@ -426,6 +431,25 @@ def pattern_bars(
     ax.set(xlabel="maps (%)", xlim=(0, 100))
     ax.legend(frameon=False, ncol=3, fontsize=7, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax
+
+# %% ../nbs/52_figures.ipynb #247b92a4
+def pattern_panels(
+    shares: pd.DataFrame,   # (setting, task) × classes, rows sum to one
+    title: str,             # of the figure
+) -> Figure:                # a panel a setting, tasks down, share of maps (%) across, stacked
+    "How attention patterns are distributed, task by task (Prasanna et al. 2020, Figures 4 and 18)"
+    settings, tasks = (list(dict.fromkeys(shares.index.get_level_values(at))) for at in (0, 1))
+    figure, axes = plt.subplots(1, len(settings), figsize=(1.3 + 2.4*len(settings), 1.1 + .24*len(tasks)), squeeze=False, sharey=True, layout="constrained")
+    for setting, ax in zip(settings, axes[0]):
+        rows = shares.loc[setting].reindex(tasks)
+        if legend := pattern_bars(rows, ax).get_legend(): legend.remove()
+        ax.set_title(setting, fontsize=8)
+        ax.tick_params(labelsize=7)
+    if not axes[0][0].yaxis_inverted(): axes[0][0].invert_yaxis()
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, ncol=len(names), fontsize=7, frameon=False, loc="outside lower center")
+    figure.suptitle(title, fontsize=9)
+    return figure
 
 # %% ../nbs/52_figures.ipynb #8533e2cc
 def map_panels(

@@ -425,15 +425,16 @@ def published_survival(
 # %% ../nbs/51_tables.ipynb #e2aaf309
 def our_survival(
     rows: pd.DataFrame,   # runs of one model and method, from `gate_runs`
-) -> dict[str, np.ndarray]:   # task → mean over seeds per head and, last, per MLP, (layer, head + 1); runs of a table without folders are left out
-    "What our runs kept: in how many seeds (s-pruning), or how much of its weights (m-pruning)"
+) -> dict[tuple[str, int], np.ndarray]:   # task and seed → kept per head and, last, per MLP: (layer, head + 1); runs of a table without folders are left out
+    "What our runs kept: which heads and MLPs (s-pruning), or how much of their weights (m-pruning)"
     found: dict = {}
     for row in rows[rows.folder.ne("")].itertuples():
         result = read_result(Path(row.folder)) or {}
-        if row.method == "s-pruning": heads, mlps = (result["gates"]["good"][name] for name in ("head_mask", "mlp_mask"))
-        else: heads, mlps = result["head_shares"], result["mlp_shares"]
-        found.setdefault(row.task, []).append(np.column_stack([heads, mlps]))
-    return {task: np.mean(seeds, 0) for task, seeds in sorted(found.items())}
+        good, shared = result.get("gates", {}).get("good", {}), {name: result.get(f"{name}_shares") for name in ("head", "mlp")}
+        masks = {name: good.get(f"{name}_mask") for name in shared}
+        heads, mlps = (masks if row.method == "s-pruning" else shared).values()
+        if heads and mlps: found.setdefault((row.task, int(row.seed)), np.column_stack([heads, mlps]))
+    return found
 
 # %% ../nbs/51_tables.ipynb #599047cc
 def plus_minus(

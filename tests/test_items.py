@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from synthetic import synthetic, tickets_of, with_masks
+from synthetic import folder_of, synthetic, tickets_of, with_masks
 
+from lottery_nb.attention_page import page_attention
 from lottery_nb.files import package_file
+from lottery_nb.prasanna import page_gates
 from lottery_nb.report import Section, item_anchor
 from lottery_nb.verdicts import Verdict
 
@@ -42,7 +44,23 @@ def liu_runs(grid):
     return ({model: with_masks(rows, need(rows), root) for model, rows in found.items()},)
 
 
-RUNS = {"chen": chen_runs, "liu": liu_runs}   # module of a page → what its functions take, from a grid
+@lru_cache(None)
+def prasanna_runs(grid):
+    "Prasanna's page takes the runs of a folder: most of its figures need gates"
+    return (page_gates(str(folder_of(grid, Path(mkdtemp())))),)
+
+
+TICKETS = {"attention_2020": "prasanna_2020", "micro_attention": "prasanna_2020_micro"}   # grid → the one that its tickets are runs of
+
+
+@lru_cache(None)
+def attention_runs(grid):
+    "The page on attention takes results, and asks their tickets whose survivors they are"
+    root = folder_of(TICKETS[grid], Path(mkdtemp()))
+    return (page_attention(str(folder_of(grid, root, ("attention",)))),)
+
+
+RUNS = {"chen": chen_runs, "liu": liu_runs, "prasanna": prasanna_runs, "attention_page": attention_runs}   # module of a page → what its functions take, from a grid
 
 
 @lru_cache(None)

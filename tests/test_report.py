@@ -17,7 +17,7 @@ from PIL import Image
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
 
-from lottery_nb import attention_page, chen, figures, liu, report, tables
+from lottery_nb import attention_page, chen, figures, liu, prasanna, report, tables
 from lottery_nb.cli import main
 from lottery_nb.compare import transfer_to_own
 from lottery_nb.files import BadInput, write_json
@@ -235,8 +235,32 @@ def test_a_report_of_a_small_study(paper, folder, tmp_path):
 
 def test_a_report_of_gates(gates_folder, tmp_path):
     said = text_of(render("prasanna_2020", gates_folder, tmp_path/"report.html"))
-    for sentence in ("s-pruning, good is better than random: holds, everywhere; 10.0 points", "m-pruning, good is better than bad: holds, everywhere; 30.0 points", "m-pruning: good 100%, random 75%, bad 25%",
-                     "m-pruning, earlier layers get pruned more: holds, everywhere; 12.5 points"): assert sentence in said
+    for sentence in ("s-pruning: good subnetworks beat random ones (Table 3), micro: no evidence, +10.0 points [+10.0, +10.0] over 2 tasks and 2 seeds",
+                     "m-pruning: good subnetworks beat bad ones (Table 3), micro: no evidence, +30.0 points",
+                     "s-pruning: random subnetworks do nearly as well as good ones (Table 3), micro: no evidence, -25.0 points of the gain",
+                     "s-pruning: bad subnetworks do nearly as well as good ones (Table 3), micro: no evidence, -75.0 points of the gain",
+                     "m-pruning: earlier layers get pruned more (Figure 1), micro: no evidence, +12.5 points of survival"): assert sentence in said
+
+
+def test_procedures_and_what_is_pruned_never_share_a_mean(tmp_path):
+    "As released, heads alone and longer retraining have other scores: no mean of the paper's own runs moves"
+    def write(score, **values):
+        spec = StructuredSpec(task="sst2", **values)
+        scores = {f"{kind}_{what}": score for kind in ("good", "random", "bad") for what in ("size", "pruned", "retrained")}
+        full = Gates.full(2, 4).to_json()
+        finish(open_run(spec, tmp_path), task="sst2", seed=spec.seed, method="s-pruning", metric="accuracy", score=score, full_score=.9, majority=.5, gates={"good": full}, **scores)
+    for seed in range(2):
+        write(.8, seed=seed)
+        write(.2, seed=seed, importance="as_released", heads_step=.05, draw="bernoulli", keep_bias=False)
+        write(.1, seed=seed, prune="heads")
+        write(.3, seed=seed, retrain_epochs=6)
+    gates = prasanna.page_gates(str(tmp_path))
+    assert gates.groupby(["model", "experiment"]).good_retrained.mean().to_dict() == {
+        ("micro", "s-pruning"): .8, ("micro", "heads alone"): .1, ("micro", "6 epochs"): .3, ("micro, as released", "s-pruning"): .2}
+    tables = prasanna.outcome_scores(gates).shown
+    assert tables["Table 3, s-pruning, micro"].at["good, retrained", "sst2"] == "0.80 ± 0.00"
+    assert tables["Table 3, s-pruning, micro, as released"].at["good, retrained", "sst2"] == "0.20 ± 0.00"
+    assert {"Figure 15, micro, heads and MLPs jointly", "Figure 15, micro, heads alone"} <= set(prasanna.over_tasks(gates).shown)
 
 
 def attention_run(root, task):
@@ -255,6 +279,7 @@ def test_a_report_of_attention(tmp_path, capsys):
     assert main(["report", "attention", "--runs", str(tmp_path/"runs"), "--published", str(tmp_path/"authors")]) == 0
     said = text_of(tmp_path/"runs"/"attention.html")
     for sentence in ("micro: mrpc, sst2", "+10.0 (2 of 2 tasks rise)", "the paper's BERT-base", "2 of 2 correlations lie outside what chance gives"): assert sentence in said
+    assert "Figure 18, the paper, raw, as released" in said and "Figure 4, micro, norm" in said
 
 
 def test_attention_needs_run_folders(tmp_path):
