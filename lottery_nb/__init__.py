@@ -21,7 +21,7 @@ _FACE = {   # module → names that a user wants at hand
     "gates": "Gates gate importance smaller save_smaller load_smaller",
     "methods": "METHODS Method one_shot add_method find_ticket retrain",
     "running": "run",
-    "shrink": "Wish shrink",
+    "shrinking": "Wish shrink",
     "store": "results",
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names.split()}

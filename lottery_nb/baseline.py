@@ -11,6 +11,7 @@ __all__ = ['WEIGHTS', 'EVALUATIONS', 'SIZES', 'MICRO_DOCUMENTS', 'target_spec', 
 # %% ../nbs/31_baseline.ipynb #9b27ec64
 import hashlib
 import json
+import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
@@ -283,7 +284,7 @@ def is_local(
     model: str,   # Hub name, local folder, micro or micro-roberta
 ) -> bool:        # whether it can be had without asking anybody
     "Whether a model is micro, packaged or a folder on this machine"
-    return is_micro(model) or model in PACKAGED or Path(model).is_dir()
+    return is_micro(model) or model in PACKAGED or os.path.isdir(model)
 
 # %% ../nbs/31_baseline.ipynb #9cb043ed
 def tokenizer_here(

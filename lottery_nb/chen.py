@@ -96,7 +96,7 @@ def _no_contest(ours):
 
 
 def _seeds_behind(model, table):
-    few = table.loc[[("full", "seeds"), ("imp", "seeds")]].replace(0, np.nan).stack()
+    few = table.loc[[("full", "seeds"), ("imp", "seeds")]].replace(0, np.nan).stack().dropna()
     if not len(few): return f"{model}: no full model and no IMP ticket meet on any task"
     return (f"{model}: means and deviations over {few.min():.0f} to {few.max():.0f} seeds (the paper: five); "
             "one seed has no deviation to be forgiven; winning sparsities are chosen on the development set, as in the paper")

@@ -846,7 +846,7 @@ def shrink_command(
     "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
     from lottery_nb.baseline import target_spec
-    from lottery_nb.shrink import Wish, shrink
+    from lottery_nb.shrinking import Wish, shrink
     fields_given = read_fields("ticket", context.args)
     for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
     wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)

@@ -97,7 +97,7 @@ def find_folder(
 ) -> Path:              # the task's folder: `root`, `root/NAME` or `root/glue_data/NAME`, in any usual spelling
     "Find a task's folder"
     root = Path(root)
-    if not root.is_dir(): raise BadInput(f"data_dir {root} is not a folder")
+    if not os.path.isdir(root): raise BadInput(f"data_dir {root} is not a folder")
     candidates = [root, *sorted(root.iterdir()), *sorted((root/"glue_data").glob("*"))]
     found = next((path for path in candidates if path.is_dir() and re.sub(r"[-_ ]", "", path.name.lower()) == name), None)
     if found is None:
@@ -120,7 +120,7 @@ def squad_files(
     root: str | Path,              # folder with the JSON files, or with a squad folder
 ) -> tuple[Path | None, Path]:     # train (None where there is none) and dev
     "SQuAD's files"
-    if not Path(root).is_dir(): raise BadInput(f"data_dir {root} is not a folder")
+    if not os.path.isdir(root): raise BadInput(f"data_dir {root} is not a folder")
     folders = [Path(root), *(path for path in sorted(Path(root).iterdir()) if path.is_dir() and path.name.lower().startswith("squad"))]
     train, dev = (next((path for folder in folders if (path := find_file(folder, name))), None) for name in ("train-v1.1.json", "dev-v1.1.json"))
     if dev is None:
@@ -137,8 +137,8 @@ def text_files(
 ) -> tuple[list[Path], list[Path]]:   # files that train, files that evaluate (empty: every twentieth line does)
     "Which text files train and which evaluate"
     path = Path(path)
-    if path.is_file(): return [path], []
-    if not path.is_dir():
+    if os.path.isfile(path): return [path], []
+    if not os.path.isdir(path):
         raise BadInput(f"text {path} does not exist: expected a text file or a folder of .txt, .txt.gz or .txt.xz "
                        "files")
     files = [p for p in sorted(path.iterdir()) if p.is_file() and re.fullmatch(r"(?i)[^.].*?\.txt(\.gz|\.xz)?|[^.]+\.(gz|xz)", p.name)]
@@ -359,7 +359,7 @@ def existing(
 ) -> Path:              # the same, if it is a file whose format is known
     "Check that a data file can be one"
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadInput(f"task {path} does not exist: expected the name of a task or a CSV, TSV, JSONL, JSON or Parquet "
                        "file")
     one_of(f"{path}: ending of a data file", ending_of(path), READERS)

@@ -7,6 +7,7 @@ __all__ = ['WORTH', 'MODEL_FILES', 'state_of', 'digest_of', 'remembered', 'remem
            'digest_path', 'contents']
 
 # %% ../nbs/03_inputs.ipynb #f777f5e0
+import os
 import re
 import time
 from functools import cache
@@ -92,7 +93,7 @@ def contents(
 ) -> dict[str, str]:    # rows, text, model → checksum; only what lies on this machine
     "What a training reads from files, by content"
     reads = {"rows": lambda: data_files(spec), "text": lambda: sum(text_files(spec.text), []) if spec.text else [],
-             "model": lambda: model_files(folder) if Path(folder := model_path(spec.model)).is_dir() else []}
+             "model": lambda: model_files(folder) if os.path.isdir(folder := model_path(spec.model)) else []}
     found = {}
     for name, paths in reads.items():
         try: files = paths()

@@ -9,6 +9,7 @@ __all__ = ['WEIGHT_FILES', 'HEADS', 'STARTS', 'model_source', 'hub_name', 'quiet
            'shuffle_layers', 'shuffle_within', 'start_weights']
 
 # %% ../nbs/23_models.ipynb #d501b95b
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -35,7 +36,7 @@ def model_source(
 ) -> str:         # a folder, or a Hub name that is cached or exists
     "Find a pre-trained model; `BadInput` says what was expected"
     if is_micro(model): return str(pretrained(architecture_of(model)))
-    if not Path(folder := model_path(model)).is_dir(): return hub_name(model)
+    if not os.path.isdir(folder := model_path(model)): return hub_name(model)
     for what, names in (("config.json", ("config.json",)), ("weights (model.safetensors or pytorch_model.bin)", WEIGHT_FILES)):
         if not any((Path(folder)/name).is_file() for name in names):
             raise BadInput(f"model folder {folder} has no {what}")

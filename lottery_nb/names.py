@@ -7,6 +7,7 @@ __all__ = ['GLUE_TASKS', 'TASKS', 'TABLE', 'KINDS', 'DELIMITERS', 'PACKAGED', 't
            'architecture_of', 'Packaged', 'package_folder', 'model_path']
 
 # %% ../nbs/01_names.ipynb #64d5a52e
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,7 @@ def model_path(
     model: str,    # Hub name, local folder, micro, micro-roberta or one of PACKAGED
 ) -> str:          # the folder of a packaged model, anything else as it is
     "A model's name, or the folder that a packaged name stands for; a local folder of that name comes first"
-    if model not in PACKAGED or Path(model).is_dir(): return model
+    if model not in PACKAGED or os.path.isdir(model): return model
     if not (folder := package_folder(PACKAGED[model])):
         package = PACKAGED[model].package
         raise BadInput(f"model {model} needs the package {package}: pip install {package}, or lottery-nb[english]")

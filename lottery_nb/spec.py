@@ -267,7 +267,7 @@ def load_plugins(
     "Import what adds methods of the user's own"
     found = tuple(name.strip() for name in names.split(",") if name.strip())
     for name in found:
-        if name.endswith(".py") and not Path(name).is_file():
+        if name.endswith(".py") and not os.path.isfile(name):
             raise BadInput(f"LOTTERY_NB_PLUGINS names {name}, which does not exist")
         try: run_path(name) if name.endswith(".py") else import_module(name)
         except ImportError as error:
@@ -404,7 +404,7 @@ class TicketSpec(RunSpec):
         "What it reads by content, the rows of its source tasks too"
         others = [name for name in source_names(self.source) if name != self.task]
         rows = {name: contents(SimpleNamespace(**asdict(self) | {"task": name})).get("rows") for name in others}
-        mask = {"mask": digest_path(self.mask)} if self.mask and Path(self.mask).exists() else {}
+        mask = {"mask": digest_path(self.mask)} if os.path.exists(self.mask) else {}
         return super().inputs() | mask | {f"{'source' if is_file(name) else 'data_dir'}:{slugged(name)}": digest for name, digest in rows.items() if digest}
 
     def check_reads(self):
@@ -531,7 +531,7 @@ class AttentionSpec(RunSpec):
 
     def inputs(self) -> dict:
         "What it reads by content, its ticket and its classifier too where they are named by path"
-        return super().inputs() | {name: digest_path(path) for name in ("ticket", "cnn") if (path := getattr(self, name)) and Path(path).exists()}
+        return super().inputs() | {name: digest_path(path) for name in ("ticket", "cnn") if os.path.exists(path := getattr(self, name))}
 
     @property
     def slug(self) -> str:

@@ -14,6 +14,7 @@ __all__ = ['FORMAT', 'TICKET_FILES', 'OPERATIONS', 'counts_of', 'provenance_of',
 # %% ../nbs/14_tickets.ipynb #d290fea7
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +61,7 @@ def provenance_of(
     base = {"model_type": config.model_type, "layers": config.num_hidden_layers, "hidden_size": config.hidden_size}
     base["fingerprint"] = fingerprint(model)
     named = values.get("model", "no folder")
-    if Path(named).is_dir() and not is_micro(named): values["model"] = str(Path(named).absolute())
+    if os.path.isdir(named) and not is_micro(named): values["model"] = str(Path(named).absolute())
     return base | values | counts_of(mask) | {"library_version": __version__}
 
 # %% ../nbs/14_tickets.ipynb #326d6736
@@ -126,7 +127,7 @@ class Ticket(ModelHubMixin):
     ) -> "Ticket":                     # the ticket
         "Load a ticket from a folder or from the Hub"
         name = pretrained_model_name_or_path
-        return cls.load(name if Path(name).exists() else download(str(name), revision, **words))
+        return cls.load(name if os.path.exists(name) else download(str(name), revision, **words))
 
     def push_to_hub(
         self,
@@ -178,7 +179,7 @@ def ticket_folder(
 ) -> Path:              # the ticket's folder
     "The ticket inside a run folder, or the folder itself"
     path = Path(path)
-    if not path.is_dir(): raise BadInput(f"ticket folder {path} does not exist")
+    if not os.path.isdir(path): raise BadInput(f"ticket folder {path} does not exist")
     return path/"ticket" if (path/"ticket").is_dir() else path
 
 # %% ../nbs/14_tickets.ipynb #0b443b86
@@ -251,7 +252,7 @@ def hub_base(
     model: str | None,   # name or folder of a base model
 ) -> str:                # its name on the Hub; empty where it is of this package, of another one, or a folder
     "What the Hub may call the base model"
-    here = not model or is_micro(model) or model in PACKAGED or Path(model).is_absolute() or Path(model).is_dir()
+    here = not model or is_micro(model) or model in PACKAGED or Path(model).is_absolute() or os.path.isdir(model)
     return "" if here else str(model)
 
 # %% ../nbs/14_tickets.ipynb #feb5fc52
@@ -498,7 +499,7 @@ def load_state(
 ) -> dict[str, Tensor]:    # name, without `module.` in front → tensor
     "The tensors of a file, out of `state_dict`; nothing in it is run"
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"mask file {path} does not exist")
+    if not os.path.isfile(path): raise BadInput(f"mask file {path} does not exist")
     try: state = load_safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BadInput(f"{path} cannot be read as a state dict of tensors ({type(error).__name__}); pickled modules "

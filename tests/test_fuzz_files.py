@@ -145,3 +145,11 @@ def test_values_of_specs():
         given = {name: rng.choice(values) for name in rng.sample(list(kind.__dataclass_fields__), rng.randrange(1, 4))}
         spec = answer(partial(kind, **given))
         assert spec is None or (spec.id and finite(vars(spec)))
+
+
+@pytest.mark.parametrize("template", SPECS)
+def test_names_too_long_for_any_file(template):
+    "A text of any length in any field: a spec with an id, or one sentence"
+    for name in SPECS[template].__dataclass_fields__:
+        spec = answer(partial(SPECS[template], **{name: "x" * 5000}))
+        assert spec is None or spec.id

@@ -16,7 +16,7 @@ from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import flops, gate, load_smaller, open_gates, sensitivity, smaller
 from lottery_nb.models import load_model
 from lottery_nb.running import run
-from lottery_nb.shrink import Found, Wish, random_like, search_score, search_structure, shrink
+from lottery_nb.shrinking import Found, Wish, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
 from lottery_nb.small import modelling, normal_equations, onnx_logits, plain_width, reweighted, solved, tapped, write_small
 from lottery_nb.spec import RunSpec, StructuredSpec
