@@ -31,7 +31,7 @@ if TYPE_CHECKING: from lottery_nb.gates import Gates   # torch takes a second: s
 def spread(
     scores: list[float],      # scores of runs that differ in their seed only
 ) -> tuple[float, float]:     # mean, sample standard deviation (ddof = 1; a single run has none: 0)
-    "Mean and standard deviation over seeds; neither is known where a score is not (NaN), and what is not known wins nothing"
+    "Mean and standard deviation over seeds; NaN where a score is NaN"
     if not scores: raise BadInput("scores must not be empty: a mean needs at least one run")
     if any(score != score for score in scores): return math.nan, math.nan
     return fmean(scores), stdev(scores) if len(scores) > 1 else 0.0
