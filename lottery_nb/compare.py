@@ -11,6 +11,7 @@ __all__ = ['CRITERIA', 'SHUFFLES', 'MEANING', 'spread', 'winning', 'winning_spar
 # %% ../nbs/50_compare.ipynb #b6a775ef
 import gzip
 import json
+import math
 import zlib
 from itertools import combinations
 from pathlib import Path
@@ -30,8 +31,9 @@ if TYPE_CHECKING: from lottery_nb.gates import Gates   # torch takes a second: s
 def spread(
     scores: list[float],      # scores of runs that differ in their seed only
 ) -> tuple[float, float]:     # mean, sample standard deviation (ddof = 1; a single run has none: 0)
-    "Mean and standard deviation over seeds"
+    "Mean and standard deviation over seeds; NaN where a score is NaN"
     if not scores: raise BadInput("scores must not be empty: a mean needs at least one run")
+    if any(score != score for score in scores): return math.nan, math.nan
     return fmean(scores), stdev(scores) if len(scores) > 1 else 0.0
 
 # %% ../nbs/50_compare.ipynb #408284dc

@@ -211,3 +211,8 @@ def test_transfer_tables():
     own, margin = transfer_to_own(tickets)
     assert own.loc["a", "a"] == 0 and margin.to_dict() == {"a": 0, "b": 1, "m": 0}   # the source itself left out
     assert transfer(tickets).loc["m", "a"] == pytest.approx(.7)
+
+
+def test_a_score_that_is_not_known_wins_nothing():
+    assert all(map(np.isnan, spread([.8, float("nan")]))) and np.isnan(spread([float("nan")])[0])
+    assert not winning([.8, .9], [float("nan"), .95]) and not winning([.8, float("nan")], [.9, .9])
