@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARE_LEVELS', 'SETTINGS', 'NO_CHANGE', 'survivors_of', 'page_attention', 'kind_of', 'attention_shares',
            'their_shares', 'attention_overview', 'panels_of', 'share_gains', 'survivors_judged', 'tuning_judged',
-           'norms_judged', 'shares_judged', 'patterns_drawn', 'share_moved', 'pairs_of', 'shares_compared',
+           'raw_of', 'norms_judged', 'shares_judged', 'patterns_drawn', 'share_moved', 'pairs_of', 'shares_compared',
            'correlation_judged', 'head_correlations']
 
 # %% ../nbs/58_attention_page.ipynb #618be9c4
@@ -164,9 +164,9 @@ def survivors_judged(
         found.append(weigh(f"{heads} hold no more heterogeneous maps than all heads, {kind}", "Figure 4", world,
                            share_gains(everywhere.heterogeneous, rows.heterogeneous),
                            "points of the maps", NO_CHANGE, note=f"the margin of {NO_CHANGE} points is ours"))
+        if not kind.startswith("raw"): continue
         claim = f"{heads} hold more block and vertical maps than all heads, {kind}"
-        judged = weigh(claim, "Figure 4", world, share_gains(even, more), "points of the maps")
-        if kind.startswith("raw"): found.append(judged)
+        found.append(weigh(claim, "Figure 4", world, share_gains(even, more), "points of the maps"))
     return [verdict for verdict in found if verdict.pairs]
 
 # %% ../nbs/58_attention_page.ipynb #cd24c72c
@@ -183,6 +183,13 @@ def tuning_judged(
                   share_gains(0 * moved, moved),
                   "points of the maps", NO_CHANGE, note="minus the largest change of a class")]
 
+# %% ../nbs/58_attention_page.ipynb #9fa02a93
+def raw_of(
+    kind: str,   # of maps, from `kind_of`
+) -> str:        # of the raw maps made in the same way
+    "What norm-weighted maps are compared with"
+    return kind.replace("norm", "raw").replace(", rows of W_O", "")
+
 # %% ../nbs/58_attention_page.ipynb #02e1f90e
 def norms_judged(
     world: str,            # whose
@@ -191,7 +198,7 @@ def norms_judged(
 ) -> list[Verdict]:        # one, none without raw maps made in the same way
     "Do weights of norms make maps diagonal? (Prasanna et al. 2020, section 5.2)"
     here = shares.xs("all heads", level="heads").xs("fine-tuned", level="model")
-    raw = kind.replace("norm", "raw").replace(", rows of W_O", "")
+    raw = raw_of(kind)
     if {raw, kind} - set(here.index.unique("kind")): return []
     gains = share_gains(*(here.xs(name, level="kind").diagonal for name in (kind, raw)))
     return [weigh(f"norms raise the share of diagonal maps, {kind}", "Figure 4", world, gains, "points of the maps")]
@@ -245,7 +252,7 @@ def pairs_of(
     pairs = {"fine-tuned - pre-trained": ("model", "fine-tuned",
                                           "pre-trained")} if shares.index.unique("model").size > 1 else {}
     for kind in kinds:
-        raw = kind.replace("norm", "raw").replace(", rows of W_O", "")
+        raw = raw_of(kind)
         if kind != raw in kinds: pairs[f"{kind} - {raw}"] = ("kind", kind, raw)
     return pairs | {f"{name} - all heads": ("heads", name, "all heads") for name in heads if name != "all heads"
                     and "all heads" in heads}

@@ -6,7 +6,8 @@
 __all__ = ['MODES', 'SMALLER', 'binary', 'Gates', 'open_gates', 'Gating', 'gate', 'Importance', 'at_rest', 'example_scale',
            'sensitivity', 'importance', 'min_max', 'normalised', 'Gone', 'mark_gone', 'NoHeads', 'NoMLP', 'cut_linear',
            'PerHead', 'cut_heads', 'cut_mlp', 'cut_neurons', 'cut_closed', 'smaller', 'rebuilt', 'check_loadable',
-           'save_smaller', 'load_smaller', 'gates_of', 'flops', 'weight_share', 'latency', 'speed_table']
+           'save_smaller', 'load_smaller', 'gates_of', 'mlp_widths', 'unit_flops', 'flops', 'weight_share', 'latency',
+           'speed_table']
 
 # %% ../nbs/34_gates.ipynb #d17a19f1
 import copy
@@ -95,13 +96,12 @@ class Gating:
 
     def __init__(self, model: nn.Module, heads: Tensor, mlps: Tensor, neurons: Tensor | None = None):
         self.heads, self.mlps, self.handles = heads, mlps, []
-        self.neurons = torch.ones(1, 1) if neurons is None else neurons
         families = architecture(model).families
         for number, layer in enumerate(encoder_layers(model)):
             attention, output = (layer.get_submodule(families[name]) for name in ("attention_output", "output"))
             self.handles.append(attention.register_forward_pre_hook(self.scale_heads(number)))
             self.handles.append(output.register_forward_hook(self.scale_mlp(number)))
-            if neurons is not None: self.handles.append(output.register_forward_pre_hook(self.scale_neurons(number)))
+            if neurons is not None: self.handles.append(output.register_forward_pre_hook(self.scale_neurons(neurons[..., number, :])))
 
     def scale_heads(self, number: int):
         "Pre-hook of the attention's output matrix: context (example, token, head · size) → the same, head by head times ξ"
@@ -111,10 +111,10 @@ class Gating:
             return ((context.unflatten(-1, (gate.shape[-2], -1)) * gate).flatten(-2), *inputs[1:])
         return hook
 
-    def scale_neurons(self, number: int):
+    def scale_neurons(self, gates: Tensor):
         "Pre-hook of the MLP's output matrix: activations (example, token, neuron), each times its gate"
         def hook(module, inputs):
-            return (inputs[0] * self.neurons[..., number, :].to(inputs[0])[..., None, :], *inputs[1:])
+            return (inputs[0] * gates.to(inputs[0])[..., None, :], *inputs[1:])
         return hook
 
     def scale_mlp(self, number: int):
@@ -475,19 +475,31 @@ def gates_of(
                                     f"layer {number}, the model differs")
     return gates
 
+# %% ../nbs/34_gates.ipynb #a31edeb5
+def mlp_widths(
+    model: HFModel,     # whole or cut model
+) -> list[int]:         # neurons of each layer's MLP; 0 where it was removed
+    "How wide the MLPs of a model are"
+    outputs = (part(layer, architecture(model).families["output"]) for layer in encoder_layers(model))
+    return [getattr(output, "in_features", 0) for output in outputs]
+
+# %% ../nbs/34_gates.ipynb #6012416f
+def unit_flops(
+    config: Any,    # of a model
+    tokens: int,    # T, tokens per example
+) -> tuple[int, int]:   # of one head, of one neuron of an MLP; in one layer, for one example
+    "Operations of the parts that can be removed"
+    size = config.hidden_size // config.num_attention_heads
+    return 8 * tokens * config.hidden_size * size + 4 * tokens ** 2 * size, 4 * tokens * config.hidden_size
+
 # %% ../nbs/34_gates.ipynb #baf0943b
 def flops(
     model: HFModel,      # whole or cut model: its config tells the sizes and the gates
     tokens: int,         # T, tokens per example
 ) -> int:                # floating-point operations of the encoder for one example
     "Operations of one forward pass of the encoder"
-    config = model.config
-    gates = gates_of(model)
-    size = config.hidden_size // config.num_attention_heads
-    head = 8 * tokens * config.hidden_size * size + 4 * tokens ** 2 * size
-    outputs = (part(layer, architecture(model).families["output"]) for layer in encoder_layers(model))
-    neurons = sum(getattr(output, "in_features", 0) for output in outputs)
-    return int(gates.heads.sum()) * head + neurons * 4 * tokens * config.hidden_size
+    head, neuron = unit_flops(model.config, tokens)
+    return int(gates_of(model).heads.sum()) * head + sum(mlp_widths(model)) * neuron
 
 # %% ../nbs/34_gates.ipynb #88ad5ea1
 def weight_share(

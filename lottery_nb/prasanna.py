@@ -9,10 +9,10 @@ __all__ = ['RELEASED', 'PROCEDURE', 'PAPER_TASKS', 'TRAINED_WITH', 'BASES', 'WIN
            'task_sizes', 'printed_means', 'bad_means', 'gains_of', 'mean_gain', 'bad_judged', 'bad_beside_baselines',
            'printed_runs', 'outcome_table', 'tickets_that_win', 'retrained_judged', 'outcome_scores', 'removed_more',
            'bars', 'outcomes_drawn', 'longer_means', 'longer_judged', 'longer_retraining', 'published_file',
-           'published_masks', 'mean_over_seeds', 'printed_maps', 'titled', 'seed_heatmap', 'seeds_drawn',
+           'published_masks', 'mean_over_seeds', 'printed_maps', 'titled', 'seed_heatmap', 'seeds_drawn', 'gains_table',
            'layers_judged', 'map_row', 'survival_maps', 'kept_gates', 'task_counts', 'alone_judged', 'over_tasks',
-           'importances_of', 'published_importance', 'gains_table', 'low_judged', 'importances_drawn', 'seeds_agree',
-           'comparable', 'super_gates', 'excess', 'shared_drawn', 'tasks_in_common']
+           'importances_of', 'published_importance', 'low_judged', 'importances_drawn', 'seeds_agree', 'comparable',
+           'super_gates', 'excess', 'shared_drawn', 'tasks_in_common']
 
 # %% ../nbs/57_prasanna.ipynb #bb9cbf81
 import os
@@ -570,6 +570,13 @@ CLAIMS = {   # method → claim, and the sign of `early_over_late` that supports
     "s-pruning": ("heads of the earlier and middle layers survive more", 1),
 }
 
+# %% ../nbs/57_prasanna.ipynb #3e5d9798
+def gains_table(
+    rows: list[tuple],   # task, seed, gain
+) -> pd.DataFrame:       # as `weigh` takes them
+    "Gains that are no differences of runs"
+    return pd.DataFrame(rows, columns=["task", "seed", "gain"])
+
 # %% ../nbs/57_prasanna.ipynb #3c93b884
 def layers_judged(
     model: str,           # whose runs
@@ -582,8 +589,7 @@ def layers_judged(
     measures = {claim: lambda kept: sign * early_over_late(kept[:, :-1])}
     more = "MLPs of the middle half of the layers survive more"
     if method == "s-pruning": measures[more] = lambda kept: middle_over_ends(kept[:, -1])
-    found = {words: pd.DataFrame([(*place, measure(kept)) for place, kept in maps.items()],
-                                 columns=["task", "seed", "gain"]).dropna()
+    found = {words: gains_table([(*place, measure(kept)) for place, kept in maps.items()]).dropna()
              for words, measure in measures.items()}
     return [weigh(f"{method}: {words}", "Figure 1", model, gains, "points of survival", note=note) for words,
             gains in found.items() if len(gains)]
@@ -653,9 +659,8 @@ def task_counts(
 ) -> Figure:                              # number of tasks in which each survives, mean over deviation
     "On how many tasks does a head or an MLP survive? (Prasanna et al. 2020, Figure 15)"
     seeds = sorted(set.union(*map(set, masks.values())))
-    kept = [[np.column_stack([by_seed[seed].heads, by_seed[seed].mlps]) for by_seed in masks.values()
-             if seed in by_seed] for seed in seeds]
-    tasks = np.stack([len(masks) * np.mean(of_seed, 0) for of_seed in kept])
+    kept = [[by_seed[seed] for by_seed in masks.values() if seed in by_seed] for seed in seeds]
+    tasks = np.stack([len(masks) * _share(of_seed) for of_seed in kept])
     mean, std = tasks.mean(0), tasks.std(0, ddof=1) if len(seeds) > 1 else None
     part = lambda values: (values[:, :0 if closes == "MLPs" else -1], np.full(len(values), np.nan)
                            if closes == "heads" else values[:, -1])
@@ -729,13 +734,6 @@ def published_importance(
                if {"head_importance", "mlp_importance"} <= set(entry)]
     return Importance(*(np.array([entry[name] for entry in entries])
                         for name in ("head_importance", "mlp_importance"))) if entries else None
-
-# %% ../nbs/57_prasanna.ipynb #3e5d9798
-def gains_table(
-    rows: list[tuple],   # task, seed, gain
-) -> pd.DataFrame:       # as `weigh` takes them
-    "Gains that are no differences of runs"
-    return pd.DataFrame(rows, columns=["task", "seed", "gain"])
 
 # %% ../nbs/57_prasanna.ipynb #b51d4683
 LOW = "most heads and MLPs have less than half of the largest importance"
@@ -839,7 +837,7 @@ def excess(
             x, y = (getattr(masks[task][seed], member) for task in (a, b))
             if x.any() and y.any(): rows.append((f"{a} and {b}", seed,
                                                  100 * ((x & y).sum() * x.size / (x.sum() * y.sum()) - 1)))
-    return pd.DataFrame(rows, columns=["task", "seed", "gain"])
+    return gains_table(rows)
 
 # %% ../nbs/57_prasanna.ipynb #f845dd24
 PARTS = (("heads", "heads"), ("mlps", "MLPs"))   # of gates, and their names

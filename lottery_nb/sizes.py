@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH_STEPS', 'Structure', 'whole', 'Felt', 'felt_by_batch', 'felt', 'fisher_block', 'losses_by_size', 'Costs',
-           'widths_of', 'sized', 'compared_time', 'additive', 'measured_costs', 'counted_costs', 'knapsack',
-           'kept_best', 'best_structure', 'closing_loss', 'rearranged', 'refined']
+           'widths_of', 'sized', 'compared_time', 'additive', 'measured_costs', 'proportional', 'counted_costs',
+           'knapsack', 'kept_best', 'best_structure', 'closing_loss', 'rearranged', 'refined']
 
 # %% ../nbs/46_sizes.ipynb #c81508dd
 import platform
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .files import BadInput, cache_dir, read_json, short_hash, stage, write_json
-from .gates import Gates, at_rest, example_scale, gate, latency, open_gates, smaller
+from .gates import Gates, at_rest, example_scale, gate, latency, open_gates, smaller, unit_flops
 from .weights import HFModel, architecture, encoder_layers
 
 # %% ../nbs/46_sizes.ipynb #be238d81
@@ -176,17 +176,25 @@ def measured_costs(
     times = read_json(stage(cache_dir()/f"times-{short_hash(key)}", make)/"times.json", dict)
     return additive(1.0, times["heads"], widths, times["neurons"], len(encoder_layers(model)))
 
+# %% ../nbs/46_sizes.ipynb #694ba16f
+def proportional(
+    model: HFModel,    # a whole model
+    head: float,       # cost of a head
+    neuron: float,     # cost of a neuron
+) -> Costs:            # nothing but them costs
+    "A table where every unit costs the same"
+    full = whole(model)
+    widths = widths_of(full.neurons.shape[1])
+    counts = range(full.heads.shape[1] + 1)
+    return Costs(0.0, [head * count for count in counts], widths, [neuron * width for width in widths])
+
 # %% ../nbs/46_sizes.ipynb #3f6a1730
 def counted_costs(
     model: HFModel,      # a whole model
     tokens: int = 64,    # tokens per example
 ) -> Costs:              # floating-point operations of the encoder for one example
     "The table of operations, for a budget in FLOPs"
-    config = model.config
-    widths, size = widths_of(whole(model).neurons.shape[1]), config.hidden_size // config.num_attention_heads
-    head = 8 * tokens * config.hidden_size * size + 4 * tokens**2 * size
-    return Costs(0.0, [head * count for count in range(config.num_attention_heads + 1)], widths,
-                 [4.0 * tokens * config.hidden_size * width for width in widths])
+    return proportional(model, *unit_flops(model.config, tokens))
 
 # %% ../nbs/46_sizes.ipynb #24b64ea7
 def knapsack(

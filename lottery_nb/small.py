@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .extras import need
 from .files import BadInput, atomic, package_file, stage, write_json
-from .gates import NoHeads, NoMLP, at_rest, gate, gates_of
+from .gates import NoHeads, NoMLP, at_rest, gate, gates_of, mlp_widths
 from .models import quiet, short_reason
 from .sizes import Structure
 from .weights import HFModel, architecture, encoder_layers
@@ -115,10 +115,7 @@ def sizes_of(
     model: HFModel,   # from `smaller`
 ) -> dict[str, list[int]]:   # heads and widths, by layer
     "What each layer of a cut model keeps"
-    families = architecture(model).families
-    outputs = [layer.get_submodule(families["output"]) for layer in encoder_layers(model)]
-    widths = [getattr(output, "in_features", 0) for output in outputs]
-    return {"heads": gates_of(model).heads.sum(1).tolist(), "widths": widths}
+    return {"heads": gates_of(model).heads.sum(1).tolist(), "widths": mlp_widths(model)}
 
 # %% ../nbs/47_small.ipynb #9dc9033a
 def modelling(

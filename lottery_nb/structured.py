@@ -34,7 +34,7 @@ Spec = StructuredSpec | MagnitudeSpec
 
 # %% ../nbs/36_structured.ipynb #f1f19f09
 def fine_tuned(
-    spec: Spec,                       # a run
+    spec: RunSpec,                    # a run
     root: str | Path | None = None,   # folder of all runs
 ) -> PreTrainedModel:                 # the full model after fine-tuning, on the CPU
     "The model that is pruned"
@@ -44,7 +44,7 @@ def fine_tuned(
 
 # %% ../nbs/36_structured.ipynb #f2cde037
 def judge(
-    spec: Spec,                # its task and data
+    spec: RunSpec,             # its task and data
     model: PreTrainedModel,    # any model of that task
 ) -> dict[str, float]:         # metric → value, the primary one first
     "Score a model on the dev set"

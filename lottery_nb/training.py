@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -391,13 +391,14 @@ def finetune(
     order: int = 0,                      # another data order, dropout and MLM masks: the number of the IMP round
     watch: TrainerCallback | None = None,   # looks at the model after each step, and may end the training
     every: float | None = None,          # seconds between checkpoints; None = CHECKPOINT_SECONDS
+    kind: Callable[..., Finetuner] = Finetuner,   # makes the Trainer
 ) -> Training:                           # history
     "𝒜_t(f(x; m⊙θ, γ)) of Chen et al. 2020, section 3.1; resumes from its folder to the same bytes"
     features = encoded(spec, task, data, tokenizer, "train")
     length = length or steps(spec, len(features))
     check_length(net, spec.max_length)
     folder = Path(folder)
-    trainer = Finetuner(
+    trainer = kind(
         net, settings(spec, folder, length, spec.seed + 1000 * order), train_dataset=features, data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[Keeper(every)] + ([watch] if watch else []), masker=tokenizer if task.kind == "mlm" else None,
         line=rate_line(spec, length, lr_offset, lr_total, rising))
