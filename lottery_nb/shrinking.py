@@ -58,6 +58,8 @@ class Wish:
         if not low < value <= high:
             raise BadInput(f"{name} must be more than {low}{' and at most 1' if high == 1 else ''}, got {value}")
         if self.target not in ("cpu", "flops"): raise BadInput(f"target must be one of cpu, flops; got {self.target!r}")
+        if self.target == "flops" and self.latency_ms:
+            raise BadInput("latency_ms is measured: target must be cpu, got 'flops'")
         for name, low in (("batch", 1), ("retrain", 0)):
             number = getattr(self, name)
             if number is not None and number < low: raise BadInput(f"{name} must be at least {low}, got {number}")

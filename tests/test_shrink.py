@@ -285,6 +285,7 @@ def test_a_budget_in_parameters(spec, tmp_path):
     (["--keep-score", "1.5"], "keep_score must be more than 0 and at most 1, got 1.5"),
     (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, flops; got 'tpu'"),
     (["--speedup", "2", "--retrain", "-1"], "retrain must be at least 0, got -1"),
+    (["--latency-ms", "5", "--target", "flops"], "latency_ms is measured: target must be cpu, got 'flops'"),
     (["--gates", "good"], "run and gates belong together"),
     (["--gates", "fine"], "gates must be one of good, random, bad"),
     (["--parameters", "999999999", "--max-steps", "1"], "the full model is as small and fast as that already"),
