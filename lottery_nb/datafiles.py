@@ -28,7 +28,7 @@ from .names import DELIMITERS, is_file, is_micro
 
 # %% ../nbs/02_datafiles.ipynb #d41bd11b
 OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-UNPACKED, SWELL = 2**27, 50   # bytes that any compressed file may unpack to, and how many times its own size beyond them
+UNPACKED, SWELL = 2**27, 50  # bytes that any compressed file may unpack to, and how many times its own size beyond them
 
 # %% ../nbs/02_datafiles.ipynb #265f8bda
 class Unpacked(io.RawIOBase):
@@ -402,7 +402,7 @@ def user_columns(
         if len(chosen) not in (2, 3):
             raise BadInput(f"columns must be text,label or text,second text,label; got {columns!r}")
         return [one_of(f"columns of {path}", name, header) for name in chosen]
-    for last in (lambda name: name, lambda name: name.rpartition(".")[2]):   # inner fields count only where no others do
+    for last in (lambda name: name, lambda name: name.rpartition(".")[2]):  # inner fields count only where no others do
         labels = [name for name in header if last(name).lower() in LABEL_NAMES]
         texts = [name for name in header if last(name).lower() in TEXT_NAMES]
         if len(labels) == 1 and len(texts) in (1, 2): return texts + labels

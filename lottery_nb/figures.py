@@ -119,7 +119,7 @@ def loss_scatter(
     task: str,                 # which task
     loss: str = "mlm_loss",    # pre-training loss of the ticket: mlm_loss (nats) or kd_loss
     ax: Axes | None = None,    # where to draw; None = a new figure
-) -> Axes:                     # loss against the task's metric, a point per run; Spearman's rank correlation in the title
+) -> Axes:                   # loss against the task's metric, a point per run; Spearman's rank correlation in the title
     "Pre-training loss against score after retraining (Liu et al. 2022, Figures 5, 12 and 13)"
     ax = ax or plt.subplots(figsize=(4.5, 3.5))[1]
     rows = results[(results.task == task) & results[one_of("loss", loss, ("mlm_loss", "kd_loss"))].notna()]
@@ -211,7 +211,7 @@ def lines_of(
 
 # %% ../nbs/52_figures.ipynb #d1ec1228
 def distance_panels(
-    steps: pd.DataFrame,   # masks along training at one sparsity, see `tables.walked`: task, method, at, distance, score
+    steps: pd.DataFrame,  # masks along training at one sparsity, see `tables.walked`: task, method, at, distance, score
     start: pd.Series,      # task → score of the one-shot mask that they begin as, in [0, 1]
     title: str,            # of every panel, before task and sparsity
 ) -> np.ndarray:           # array of axes, one per task: distance from the one-shot mask against score (%)

@@ -102,7 +102,7 @@ def finetune_jointly(
     tasks: list[Task],                   # the tasks
     data: list[dict[str, Dataset]],      # of `load_data`, per task
     tokenizer: PreTrainedTokenizerBase,  # of all models
-    specs: list[RunSpec],                # per task: batch_size, max_length; of the first also learning_rate, warmup, seed
+    specs: list[RunSpec],              # per task: batch_size, max_length; of the first also learning_rate, warmup, seed
     folder: str | Path,                  # of this piece of training alone, for checkpoints
     lengths: list[int],                  # optimizer steps of each task
     mask: Mask | None = None,            # m, by the names of the first model: held while training

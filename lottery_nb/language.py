@@ -653,7 +653,7 @@ def _people(lex, draw):
 def present_parts(
     lex: Lexicon,             # the speaker's words
     draw: Draw,               # choices
-) -> list[str]:               # determiner, subject, preposition and attractor or nothing, adverb or nothing, verb, object
+) -> list[str]:             # determiner, subject, preposition and attractor or nothing, adverb or nothing, verb, object
     "A sentence in the present tense, as its parts"
     _, plural, determiner, subject = _people(lex, draw)
     attractor = ""

@@ -40,10 +40,10 @@ class Method(NamedTuple):
     "A row of `METHODS`"
     find: Callable[..., Ticket]                           # spec at sparsity > 0 and folder of runs → its ticket
     reads: tuple[str, ...] = SHARE                                             # fields beyond `EVERY` that mean something to it
-    pieces: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that finding its mask takes
+    pieces: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())  # the trainings that finding its mask takes
     begin: Callable[..., dict] = lambda spec, model, root: {}                 # puts the weights to retrain into a model at θ0; settings of `finetune`
     begins: Callable[[TicketSpec], Iterator[Piece]] = lambda spec: iter(())   # the trainings that those weights take
-    left: Callable[[TicketSpec, int], dict] = lambda spec, total: {}          # what of a whole training is left after them
+    left: Callable[[TicketSpec, int], dict] = lambda spec, total: {}       # what of a whole training is left after them
     colour: str = "0.4"                                                       # of its curves, as matplotlib names it
 
 # %% ../nbs/38_methods.ipynb #c1214c40
@@ -233,7 +233,7 @@ def retrain(
     ticket: Ticket,                   # the subnetwork
     folder: str | Path,               # the run's folder
     root: str | Path | None = None,   # folder of all runs
-) -> Path:                            # folder with scores.json and history.parquet (and `model/` where the spec keeps it)
+) -> Path:                          # folder with scores.json and history.parquet (and `model/` where the spec keeps it)
     "Train the subnetwork on the target task; the full model's own run is its dense stage"
     if spec.sparsity == 0 and spec.start == "pretrained": return dense(spec, root)
     def make(partial: Path):

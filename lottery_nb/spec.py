@@ -342,7 +342,7 @@ class TicketSpec(RunSpec):
     horizon: str = "round"           # IMP: each round falls to rate 0, or only along one share of the whole chain (run: as released, D2)
     prune_first: bool = False        # IMP: prune θ0 once before training, as released for MLM (Liu et al. 2022, B.2)
     rewind: float = 0.0              # share of training whose weights are restored; 0: pre-trained; None: no rewinding (B1)
-    rewind_head: bool = True         # restore the task head too (paper), or keep it from round to round (D3, as released)
+    rewind_head: bool = True       # restore the task head too (paper), or keep it from round to round (D3, as released)
     early_distance: float = 0.1      # early-bird: a round ends once so small a share of the mask moves between two looks, twenty a round
     early_window: int = 5            # early-bird: looks in a row that must stay below
     score_examples: int = OPEN       # criteria that read data: training examples of the source; None: 1024, or all where there are fewer

@@ -243,7 +243,7 @@ def finished_runs(
 def results(
     root: str | Path | None = None,                  # folder of all runs
     complain: Callable[[str], Any] = warnings.warn,  # told of every result that cannot be used, in one sentence
-):                                                   # pandas DataFrame: one row a finished run; spec fields, then scores
+):                                                  # pandas DataFrame: one row a finished run; spec fields, then scores
     "The results table, rebuilt from the run folders"
     import pandas as pd
     plugins()   # tables and figures shall know the rows of METHODS that runs were made with

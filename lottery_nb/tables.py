@@ -131,7 +131,7 @@ def read_runs(
     place: str | Path | None,      # folder of runs, or a results table as .csv or .parquet; None = LOTTERY_NB_RUNS, else `runs`
     templates: tuple[str, ...],    # which runs
     names: list[str],              # columns to have in any case
-) -> pd.DataFrame:                 # finished runs, possibly none; `folder` is the run's own, empty when read from a table
+) -> pd.DataFrame:               # finished runs, possibly none; `folder` is the run's own, empty when read from a table
     "Runs of some templates, with their columns even where there are no runs"
     root, readers = runs_root(place), {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     plugins()
@@ -292,7 +292,7 @@ def both_metrics(
 # %% ../nbs/51_tables.ipynb #5aee392f
 def transfer_runs(
     runs: pd.DataFrame,                # ticket runs of one model
-    sparsity: float | None = 0.7,      # of all tickets; None: each source task's own highest winning sparsity (Figure 6)
+    sparsity: float | None = 0.7,     # of all tickets; None: each source task's own highest winning sparsity (Figure 6)
 ) -> pd.DataFrame:                     # IMP runs of one source task at that sparsity, and one-shot masks of θ0 as the source `pruning θ0`
     "The runs behind a transfer matrix"
     imp, omp = chosen(runs, ("own",), method="imp")[lambda rows: ~rows.source.str.contains("+", regex=False)], chosen(runs, method="omp")

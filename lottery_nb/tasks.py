@@ -260,7 +260,7 @@ def header_places(
 # %% ../nbs/22_tasks.ipynb #de0e9a85
 def class_name(
     value: Any,   # a label as it stands in a file
-) -> str:         # its name: without blanks around it, and 1 for 1.0 (as pandas writes whole numbers beside missing ones)
+) -> str:       # its name: without blanks around it, and 1 for 1.0 (as pandas writes whole numbers beside missing ones)
     "The name of a class"
     text = str(value).strip()
     whole = re.fullmatch(r"([+-]?\d+)\.0*", text, re.ASCII)
@@ -485,7 +485,7 @@ def user_task(
     columns: list[str],   # one or two text columns, then the label's
     values: list,         # the label column
     kind: str = "",       # classification or regression; empty = as `is_score` says
-) -> Task:                # classification with accuracy and macro F1, or regression with Pearson, Spearman and their mean
+) -> Task:              # classification with accuracy and macro F1, or regression with Pearson, Spearman and their mean
     "Make a task from the user's own file"
     *texts, label = columns
     empty = [number for number, value in enumerate(values, 1) if not has_label(value)]

@@ -454,7 +454,7 @@ def evaluate(
     data: dict[str, Dataset],            # of `load_data`; its evaluation splits are used
     tokenizer: PreTrainedTokenizerBase,  # of the model
     spec: RunSpec,                       # max_length, max_eval
-) -> dict[str, float]:                   # metric → value in [0, 1] or [-1, 1] (mlm's loss: nats), the primary metric first
+) -> dict[str, float]:                # metric → value in [0, 1] or [-1, 1] (mlm's loss: nats), the primary metric first
     "ε(f(x; θ, γ)) of Chen et al. 2020, section 3.1, by every metric of the task and on every evaluation split"
     scores: dict = {}
     for split in task.evaluation:

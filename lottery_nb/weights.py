@@ -49,9 +49,9 @@ class Architecture(NamedTuple):
     mlp_size: str               # field of the configuration: width of the MLP
     dropout: tuple[str, ...]    # fields of the configuration: dropout of hidden states, attention and heads
     segments: bool              # whether it was trained with token types
-    unused: int | None          # first rows of the table of positions that no token uses; None = up to the padding token's
+    unused: int | None       # first rows of the table of positions that no token uses; None = up to the padding token's
     on_demand: bool = False     # whether `attention` gives its maps only where the model is asked for them
-    per_head: int | None = None   # argument of `attention` with a value per head (by its position); None = there is none
+    per_head: int | None = None  # argument of `attention` with a value per head (by its position); None = there is none
 
 # %% ../nbs/10_weights.ipynb #821ce156
 BERT_FAMILIES = {
@@ -162,7 +162,7 @@ WRAPPERS = r"(_orig_mod|_checkpoint_wrapped_module)\."   # what torch puts into 
 
 def own_parameters(
     model: nn.Module,          # a model
-) -> dict[str, Parameter]:     # name → parameter, without the parts of a name that torch.compile and checkpointing put in
+) -> dict[str, Parameter]:   # name → parameter, without the parts of a name that torch.compile and checkpointing put in
     "Each parameter of a model once, under the name that its class gives it; a tied one under its name in the base model, whatever its head is"
     prefix, names = f"{getattr(model, 'base_model_prefix', '')}.", dict[Parameter, str]()
     for name, weight in model.named_parameters(remove_duplicate=False):
@@ -173,7 +173,7 @@ def own_parameters(
 def members(
     model: nn.Module,        # a model of the table
     pool: str = "encoder",   # one of `POOLS`
-) -> list[str]:              # names as this model gives (or would give) them, in reading order: embeddings, layers, pooler
+) -> list[str]:           # names as this model gives (or would give) them, in reading order: embeddings, layers, pooler
     "Every name that a pool asks for"
     extras = one_of("pool", pool, POOLS).split("+")
     names = [EMBEDDINGS] if "embeddings" in extras else []
