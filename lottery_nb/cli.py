@@ -57,8 +57,8 @@ def field_help(
 GROUPS = {   # of the options in a template's help
     "Data": "task model seed data_dir text columns kind dev delimiter encoding split max_train max_eval source "
             "source_train texts shortest published",
-    "Training": "learning_rate batch_size epochs max_length warmup dropout max_steps judge_every head_steps head_trunk start "
-                "retrain_epochs keep_model",
+    "Training": "learning_rate batch_size batches epochs max_length warmup dropout max_steps judge_every head_steps "
+                "head_trunk start retrain_epochs keep_model",
     "Mask": "method sparsity pool scope mask mask_seed score_examples score_at movement prune importance draw bad "
             "keep_bias super_seeds threshold rule_metric",
     "Schedule": "schedule step heads_step iterations round_epochs round_steps horizon prune_first rewind rewind_head "
