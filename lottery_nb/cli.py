@@ -9,10 +9,10 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'about', 'reporting', 'tidied', 'what_is_read', 'Templates', 'run_one', 'template_command', 'grid_names',
            'grids_command', 'copy_command', 'sweep_command', 'costs', 'cost_text', 'gpu_workers', 'progress_bar',
            'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
-           'results_command', 'info', 'verify_command', 'import_command', 'export_command', 'combine_command',
-           'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command', 'report_command',
-           'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command', 'Check',
-           'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
+           'results_command', 'claims_command', 'info', 'verify_command', 'import_command', 'export_command',
+           'combine_command', 'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command',
+           'report_command', 'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command',
+           'Check', 'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
            'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
@@ -604,6 +604,17 @@ def results_command(
     typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
+
+# %% ../nbs/62_cli.ipynb
+@app.command("claims")
+def claims_command(
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    runs: Runs = None,
+):
+    "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."
+    from lottery_nb.findings import PAGES, claim_lines
+    one_of("paper", paper, PAGES)
+    for line in claim_lines(paper, runs_root(runs)): typer.echo(line)
 
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
