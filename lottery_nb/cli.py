@@ -9,10 +9,10 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'about', 'reporting', 'tidied', 'what_is_read', 'Templates', 'run_one', 'template_command', 'grid_names',
            'grids_command', 'copy_command', 'sweep_command', 'costs', 'cost_text', 'gpu_workers', 'progress_bar',
            'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
-           'results_command', 'info', 'verify_command', 'import_command', 'export_command', 'combine_command',
-           'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command', 'report_command',
-           'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command', 'Check',
-           'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
+           'results_command', 'claims_command', 'info', 'verify_command', 'import_command', 'export_command',
+           'combine_command', 'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command',
+           'report_command', 'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command',
+           'Check', 'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
            'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
@@ -605,6 +605,17 @@ def results_command(
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
+# %% ../nbs/62_cli.ipynb
+@app.command("claims")
+def claims_command(
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    runs: Runs = None,
+):
+    "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."
+    from lottery_nb.findings import PAGES, claim_lines
+    one_of("paper", paper, PAGES)
+    for line in claim_lines(paper, runs_root(runs)): typer.echo(line)
+
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
 def info(
@@ -836,10 +847,11 @@ def shrink_command(
     keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of a structured run, whose model, task and gates are taken.")] = None,
     gates: Annotated[str | None, typer.Option(help="Of that run: good, random or bad.")] = None,
-    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
+    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu or onnx (measured here), or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
     retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx too (pip install lottery-nb[deploy]).")] = True,
+    pareto: Annotated[bool, typer.Option(help="Score other budgets too: a table and a picture.")] = True,
     runs: Runs = None,
     as_json: Json = False,
 ):
@@ -852,10 +864,9 @@ def shrink_command(
     wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)
     if (run is None) != (gates is None): raise BadInput("run and gates belong together: give both, or neither")
     spec = target_spec(read_spec(run)) if run else RunSpec(task=task, model=model, **fields_given)
-    about = shrink(spec, wish, out, runs, onnx, run)
+    about = shrink(spec, wish, out, runs, onnx, run, pareto)
     if as_json: return typer.echo(json.dumps(about))
     typer.echo((out/"README.md").read_text(encoding="utf-8"))
-    if about["onnx"] != "written": typer.echo(f"ONNX: {about['onnx']}")
 
 # %% ../nbs/62_cli.ipynb #0c1dfffe
 @app.command("models")
