@@ -57,8 +57,8 @@ def field_help(
 GROUPS = {   # of the options in a template's help
     "Data": "task model seed data_dir text columns kind dev delimiter encoding split max_train max_eval source "
             "source_train texts shortest published",
-    "Training": "learning_rate batch_size epochs max_length warmup dropout max_steps judge_every head_steps head_trunk start "
-                "retrain_epochs keep_model",
+    "Training": "learning_rate batch_size batches epochs max_length warmup dropout max_steps judge_every head_steps "
+                "head_trunk start retrain_epochs keep_model",
     "Mask": "method sparsity pool scope mask mask_seed score_examples score_at movement prune importance draw bad "
             "keep_bias super_seeds threshold rule_metric",
     "Schedule": "schedule step heads_step iterations round_epochs round_steps horizon prune_first rewind rewind_head "
@@ -856,10 +856,11 @@ def shrink_command(
     keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of a structured run, whose model, task and gates are taken.")] = None,
     gates: Annotated[str | None, typer.Option(help="Of that run: good, random or bad.")] = None,
-    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
+    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu or onnx (measured here), or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
     retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx too (pip install lottery-nb[deploy]).")] = True,
+    pareto: Annotated[bool, typer.Option(help="Score other budgets too: a table and a picture.")] = True,
     runs: Runs = None,
     as_json: Json = False,
 ):
@@ -872,10 +873,9 @@ def shrink_command(
     wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)
     if (run is None) != (gates is None): raise BadInput("run and gates belong together: give both, or neither")
     spec = target_spec(read_spec(run)) if run else RunSpec(task=task, model=model, **fields_given)
-    about = shrink(spec, wish, out, runs, onnx, run)
+    about = shrink(spec, wish, out, runs, onnx, run, pareto)
     if as_json: return typer.echo(json.dumps(about))
     typer.echo((out/"README.md").read_text(encoding="utf-8"))
-    if about["onnx"] != "written": typer.echo(f"ONNX: {about['onnx']}")
 
 # %% ../nbs/62_cli.ipynb #0c1dfffe
 @app.command("models")

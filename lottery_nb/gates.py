@@ -515,17 +515,20 @@ def latency(
     models: dict[str, HFModel],     # name → model, all on one device
     batch_size: int,                # examples
     tokens: int = 128,              # tokens per example
-    repeats: int = 7,               # rounds; in each, every model runs once
+    repeats: int = 7,               # rounds, at least; in each, every model runs once
+    seconds: float = 0.0,           # of all rounds together, at least
 ) -> dict[str, float]:              # name → median seconds of one forward pass
     "Time models side by side: they take turns, so a busy machine slows all of them alike"
     times: dict[str, list[float]] = {name: [] for name in models}
-    for round in range(repeats + 1):
+    begun, rounds = time.perf_counter(), -1   # the first round is not counted
+    while rounds < repeats or time.perf_counter() - begun < seconds:
+        rounds += 1
         for name, model in models.items():
             inputs = torch.ones(batch_size, tokens, dtype=torch.long, device=model.device)
             with at_rest(model), torch.no_grad():
                 start = time.perf_counter(); model(inputs)
                 if model.device.type == "cuda": torch.cuda.synchronize()
-            if round: times[name].append(time.perf_counter() - start)
+            if rounds: times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 
 # %% ../nbs/34_gates.ipynb #26e15021

@@ -3,6 +3,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,17 +12,21 @@ from transformers import (AutoModelForSequenceClassification, BertTokenizerFast,
                           ElectraForSequenceClassification, MPNetConfig, MPNetForSequenceClassification, RobertaConfig, RobertaForSequenceClassification,
                           pipeline)
 
+from lottery_nb.baseline import materials
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.gates import flops, gate, load_smaller, open_gates, sensitivity, smaller
 from lottery_nb.models import load_model
+from lottery_nb.pareto import Point, write_pareto
 from lottery_nb.running import run
 from lottery_nb.shrinking import Found, Wish, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
-from lottery_nb.small import modelling, normal_equations, onnx_logits, plain_width, reweighted, solved, tapped, write_small
+from lottery_nb.small import ONNX_FILES, OnnxModel, exported, in_onnx, modelling, normal_equations, plain_width, reweighted, solved, tapped, write_small
 from lottery_nb.spec import RunSpec, StructuredSpec
 from lottery_nb.tasks import get_task
+from lottery_nb.training import encoded, predict
 
+FILES = {"torch": "model.safetensors"} | ONNX_FILES
 SIZE = dict(vocab_size=14, num_labels=2)
 BERT_SIZE = SIZE | dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12, max_position_embeddings=40)
 KINDS = {
@@ -172,7 +177,7 @@ def test_reweighting_brings_the_first_sub_layer_closer(model, batch):
 
 
 def written(net, tokenizer, folder, **options):
-    return write_small(net, BertTokenizerFast.from_pretrained(tokenizer), folder, {}, "# small", **options)
+    return write_small(net, BertTokenizerFast.from_pretrained(tokenizer), folder, {}, lambda about: "# small", **options)
 
 
 def test_a_folder_loads_three_ways(model, batch, tiny_model, tmp_path):
@@ -185,9 +190,9 @@ def test_a_folder_loads_three_ways(model, batch, tiny_model, tmp_path):
     with torch.no_grad():
         for net in (AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval(), load_smaller(folder)):
             torch.testing.assert_close(net(**inputs).logits, gated, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(onnx_logits(folder/"model.onnx")(inputs), gated, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(OnnxModel(folder/"model.onnx")(**inputs).logits, gated, rtol=1e-4, atol=1e-5)
     other = torch.randint(5, 14, (3, 5))
-    with torch.no_grad(): torch.testing.assert_close(onnx_logits(folder/"model.onnx")({"input_ids": other}), load_smaller(folder)(other).logits, rtol=1e-4, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(OnnxModel(folder/"model.onnx")(other).logits, load_smaller(folder)(other).logits, rtol=1e-4, atol=1e-5)
     answer = pipeline("text-classification", model=str(folder), trust_remote_code=True)("the film was good")
     assert 0 <= answer[0]["score"] <= 1
 
@@ -231,10 +236,10 @@ def test_the_budget_is_corrected_until_the_measured_share_fits(model, batch):
     "A table that is wrong by a third: what is measured decides"
     gradients, costs = felt(model, [batch]), counted_costs(model, 9)
     full = costs.total(whole(model))
-    found = search_structure(gradients, costs, .5, lambda structure: 1.33 * costs.total(structure) / full)
+    found = search_structure(gradients, costs, whole(model), .5, lambda structure: 1.33 * costs.total(structure) / full)
     assert found.share == pytest.approx(.5, rel=.1)
     with pytest.raises(BadInput, match="the model cannot be 1e\\+03 times as small or fast: without any head or neuron it is 10 times"):
-        search_structure(gradients, costs._replace(rest=full / 9), .001, lambda structure: 1.)
+        search_structure(gradients, costs._replace(rest=full / 9), whole(model), .001, lambda structure: 1.)
 
 
 def test_a_score_is_held_by_the_smallest_seen():
@@ -245,7 +250,7 @@ def test_a_score_is_held_by_the_smallest_seen():
 
 def test_random_removal_has_the_same_sizes(model):
     structure = uneven(model)
-    other = random_like(structure, 1)
+    other = random_like(structure, whole(model), 1)
     assert other.heads.sum(1).tolist() == structure.heads.sum(1).tolist() and other.neurons.sum(1).tolist() == structure.neurons.sum(1).tolist()
     assert not np.array_equal(other.neurons, structure.neurons)
 
@@ -263,9 +268,9 @@ def spec(tiny_model, tiny_data): return RunSpec(task=str(tiny_data), model=str(t
 def test_the_whole_road_and_back_again(spec, tmp_path, monkeypatch):
     "A second call makes the same folder from the stages of the first, and its folder is a model that can be asked"
     wish = Wish(speedup=1.5, target="flops", retrain=4)
-    one = shrink(spec, wish, tmp_path/"one", tmp_path/"runs", onnx=False)
+    one = shrink(spec, wish, tmp_path/"one", tmp_path/"runs", onnx=False, pareto=False)
     monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained again"))
-    shrink(spec, wish, tmp_path/"two", tmp_path/"runs", onnx=False)
+    shrink(spec, wish, tmp_path/"two", tmp_path/"runs", onnx=False, pareto=False)
     assert (tmp_path/"one"/"model.safetensors").read_bytes() == (tmp_path/"two"/"model.safetensors").read_bytes()
     assert one["share"] <= .66671 and one["parameters"] < one["parameters_full"] and one["retrain_steps"] == 4
     card = (tmp_path/"one"/"README.md").read_text()
@@ -273,9 +278,55 @@ def test_the_whole_road_and_back_again(spec, tmp_path, monkeypatch):
 
 
 def test_a_budget_in_parameters(spec, tmp_path):
-    about = shrink(spec, Wish(parameters=1500, retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False)
+    about = shrink(spec, Wish(parameters=1500, retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False, pareto=False)
     sizes = 16 * 16 * 4 // 2 * sum(about["heads"]) + 2 * 16 * sum(about["widths"])
     assert 0 < sizes <= 1500 and about["score_retrained"] is None
+
+
+def test_the_files_are_judged_and_drawn(spec, tmp_path):
+    "What card, table and picture say of the ONNX files is what they give when they are asked again"
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    about, folder = shrink(spec, Wish(speedup=1.5, target="flops", retrain=2), tmp_path/"small", tmp_path/"runs"), tmp_path/"small"
+    task, data, tokenizer = materials(spec)
+    features = encoded(spec, task, data, tokenizer, task.evaluation[0])
+    logits = {name: predict(net, task, features, tokenizer) for name, net in {"torch": load_smaller(folder), **exported(folder)}.items()}
+    for name, one in about["files"].items():
+        assert one["difference"] == pytest.approx(np.abs(logits[name] - logits["torch"]).max(), abs=1e-6)
+        assert one["score"] == pytest.approx((logits[name].argmax(1) == features["labels"]).mean()) and one["bytes"] == (folder/FILES[name]).stat().st_size
+    assert about["files"]["onnx"]["difference"] < min(1e-4, about["files"]["int8"]["difference"])
+    table, card = pd.read_csv(folder/"pareto.csv"), (folder/"README.md").read_text()
+    assert {"full model", "full model, int8", "search", "random removal", "chosen", "chosen, int8", "chosen, not retrained"} <= set(table.kind)
+    assert table[table.kind == "chosen"].score.item() == pytest.approx(about["score_retrained"])
+    assert "![score against milliseconds](pareto.png)" in card and "| model.int8.onnx |" in card
+    assert (folder/"pareto.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (folder/"pareto.svg").read_text()
+
+
+def test_a_target_of_onnx_is_timed_by_onnxruntime(spec, tmp_path, monkeypatch):
+    "Whatever is compared in the search is a session; the times are made up here"
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    timed = []
+    def latency(models, *_, **__):
+        timed.extend(models.values())
+        return {name: 1. if name in ("full", "whole") else .7 for name in models}
+    for module in ("sizes", "shrinking"): monkeypatch.setattr(f"lottery_nb.{module}.latency", latency)
+    monkeypatch.setenv("LOTTERY_NB_CACHE", str(tmp_path/"cache"))
+    about = shrink(spec, Wish(speedup=1/.7, target="onnx", retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["share"] == .7 and about["speedup_batch_32"] == round(1/.7, 3) and "by onnxruntime" in (tmp_path/"small"/"README.md").read_text()
+    assert len(timed) > 20 and {type(net).__name__ for net in timed[:-1]} == {"OnnxModel"}
+
+
+def test_without_the_extras_one_sentence_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("lottery_nb.extras.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"pip install 'lottery-nb\[deploy\]'"): Wish(speedup=2, target="onnx")
+    points = [Point("full model", .9, 2., 1.), Point("search", .8, 1., 2.), Point("search", .7, 1.5, 1.3)]
+    assert "pip install 'lottery-nb[report]'" in write_pareto(points, tmp_path, "accuracy")
+    assert pd.read_csv(tmp_path/"pareto.csv").unbeaten.tolist() == [True, False, True] and not (tmp_path/"pareto.png").exists()
+
+
+def test_an_export_that_fails_is_one_sentence_where_it_is_timed(model, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no such operator")))
+    with pytest.raises(BadInput, match="target onnx needs an export of the model, which failed: no such operator"): in_onnx(model)
 
 
 @pytest.mark.parametrize("words, said", [
@@ -283,9 +334,9 @@ def test_a_budget_in_parameters(spec, tmp_path):
     ([], "give one of speedup, latency_ms, parameters, keep_score and gates, got none"),
     (["--speedup", "0.5"], "speedup must be more than 1, got 0.5"),
     (["--keep-score", "1.5"], "keep_score must be more than 0 and at most 1, got 1.5"),
-    (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, flops; got 'tpu'"),
+    (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, onnx, flops; got 'tpu'"),
     (["--speedup", "2", "--retrain", "-1"], "retrain must be at least 0, got -1"),
-    (["--latency-ms", "5", "--target", "flops"], "latency_ms is measured: target must be cpu, got 'flops'"),
+    (["--latency-ms", "5", "--target", "flops"], "latency_ms is measured: target must be cpu or onnx, got 'flops'"),
     (["--gates", "good"], "run and gates belong together"),
     (["--gates", "fine"], "gates must be one of good, random, bad"),
     (["--parameters", "999999999", "--max-steps", "1"], "the full model is as small and fast as that already"),
@@ -317,7 +368,7 @@ def test_the_gates_of_a_structured_run_become_a_folder(tiny_model, tiny_data, tm
     "The folder is the model that the run has pruned, before it is retrained"
     found = StructuredSpec(task=str(tiny_data), model=str(tiny_model), batch_size=8, max_steps=6, max_length=16)
     folder = tmp_path/"runs"/run(found, tmp_path/"runs")["id"]
-    assert main(["shrink", "--run", str(folder), "--gates", "random", "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--retrain", "0", "--no-onnx"]) == 0
+    assert main(["shrink", "--run", str(folder), "--gates", "random", "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--retrain", "0", "--no-onnx", "--no-pareto"]) == 0
     about, gates = read_json(tmp_path/"small"/"shrink.json"), read_json(folder/"result.json")["gates"]["random"]
     assert about["heads"] == np.array(gates["head_mask"]).sum(1).tolist() and about["widths"] == [32 * kept for kept in gates["mlp_mask"]]
     assert load_smaller(tmp_path/"small").config.gates["head_mask"] == gates["head_mask"]
