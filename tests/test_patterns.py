@@ -293,7 +293,7 @@ def test_the_committed_wiki_maps_are_what_the_model_gives(assets):
         np.testing.assert_allclose(np.sqrt(one / one.max()), np.sqrt(record["map"] / record["map"].max()), atol=.02)
 
 
-@pytest.mark.parametrize("gates, attention", [("prasanna_2020", "attention_2020"), ("prasanna_2020_micro", "micro_attention"), ("wiki_gates", "wiki_attention")])
+@pytest.mark.parametrize("gates, attention", [("prasanna_2020", "attention_2020"), ("prasanna_2020_micro", "micro_attention"), ("wiki_gates", "wiki_attention"), ("english_prasanna", "english_attention")])
 def test_tickets_of_the_attention_grid_are_runs_of_the_gates_grid(gates, attention, monkeypatch):
     monkeypatch.setenv("LOTTERY_NB_MODEL", "some/bert-mini")
     grids = Path(__file__).resolve().parent.parent/"grids"
@@ -302,7 +302,7 @@ def test_tickets_of_the_attention_grid_are_runs_of_the_gates_grid(gates, attenti
     assert all(len(ids) == 1 and pruned[ids[0]] == task for task, ids in found.items())
 
 
-@pytest.mark.parametrize("gates, attention", [("prasanna_2020", "attention_2020"), ("prasanna_2020_micro", "micro_attention")])
+@pytest.mark.parametrize("gates, attention", [("prasanna_2020", "attention_2020"), ("prasanna_2020_micro", "micro_attention"), ("english_prasanna", "english_attention")])
 def test_attention_is_that_of_super_survivors_read_both_ways(gates, attention):
     "The paper's survivors are those of all seeds; its code cuts W_O by rows and reads pairs as one segment, so every map is made both ways"
     grids = Path(__file__).resolve().parent.parent/"grids"
