@@ -10,6 +10,7 @@ __all__ = ['FELT_EXAMPLES', 'NEAR', 'SPEEDUPS', 'Wish', 'felt_once', 'usual_leng
            'write_described', 'shrink']
 
 # %% ../nbs/48_shrinking.ipynb #ccf517ce
+import copy
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +188,7 @@ def retrained_small(
 ) -> PreTrainedModel:            # the same, retrained
     "Retraining, as a stage"
     if not length: return cut
-    target, taught = target_spec(spec), partial(Distilled, teacher=teacher)
+    target, taught = target_spec(spec), partial(Distilled, teacher=copy.deepcopy(teacher))
     folder = stage_folder(f"small-{slugged(spec.task)}-r{spec.seed}", target.identity() | key | {"steps": length}, root)
     stage(folder, lambda place: train_into(place, cut, target, judge=False, length=length, kind=taught))
     load_weights(cut, folder/WEIGHTS)
