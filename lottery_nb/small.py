@@ -29,10 +29,11 @@ from .models import quiet, short_reason
 from .sizes import Structure
 from .weights import HFModel, architecture, encoder_layers
 
-# %% ../nbs/47_small.ipynb #0de944ac
+# %% ../nbs/47_small.ipynb #f6eafde3
 class Enough(Exception):
     "Ends a forward pass behind the last module that is watched"
 
+# %% ../nbs/47_small.ipynb #0de944ac
 def tapped(
     model: HFModel,                   # at rest
     batch: dict[str, Tensor],         # on its device
