@@ -8,16 +8,15 @@ import time
 from pathlib import Path
 from typing import Any, Iterator
 
-import numpy as np
 import pandas as pd
 import torch
 
 from lottery_nb.baseline import beside_guess, target_spec
 from lottery_nb.files import atomic, short_hash
-from lottery_nb.gates import Gates, importance, latency, open_gates, smaller
+from lottery_nb.gates import importance, latency, open_gates, smaller
 from lottery_nb.methods import calibration_batches
 from lottery_nb.shrinking import Ground, Wish, cut_down, felt_once, ground_of, random_like, retrained_small, scale_of, search_structure
-from lottery_nb.sizes import SECONDS, Felt, Structure, sized, whole
+from lottery_nb.sizes import SECONDS, Felt, Structure, whole
 from lottery_nb.spec import RunSpec
 from lottery_nb.subnetworks import prune_gates
 from lottery_nb.weights import architecture, encoder_layers

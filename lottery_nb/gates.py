@@ -535,8 +535,8 @@ def at_full_size(
     for name in ("gates", "small", "auto_map"):
         if hasattr(config, name): delattr(config, name)
     with torch.random.fork_rng(devices=[]): full = type(model)(config).to(model.dtype).eval()
-    same = {name: value for name, value in full.state_dict().items()}
-    same = {name: value for name, value in model.state_dict().items() if name in same and value.shape == same[name].shape}
+    there = full.state_dict()
+    same = {name: value for name, value in model.state_dict().items() if name in there and value.shape == there[name].shape}
     full.load_state_dict(same, strict=False)
     pairs = zip(encoder_layers(full), encoder_layers(model), *sizes_left(model))
     for layer, cut, heads, neurons in pairs: fill_layer(row, layer, cut, heads, neurons)
