@@ -80,7 +80,7 @@ CHOICES = dict(
     pool=POOLS, schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
     prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
-    blocks=("columns", "rows"), movement=("hard", "soft"), score_at=("", "pretrained", "finetuned"),
+    batches=("shuffled", "length"), blocks=("columns", "rows"), movement=("hard", "soft"), score_at=("", "pretrained", "finetuned"),
 )
 
 # %% ../nbs/04_spec.ipynb #32fd437f
@@ -105,6 +105,7 @@ class RunSpec:
     split: str = ""               # for a data file without dev: stratified, random, or a column whose values stay on one side; empty: stratified
     learning_rate: float = OPEN   # peak of AdamW; None: the task's default
     batch_size: int = OPEN        # examples per step; None: the task's default
+    batches: str = "shuffled"     # who shares a step: shuffled examples, or ones of similar length (length); MLM: shuffled
     epochs: float = OPEN          # passes over the training set; None: the task's default
     max_length: int = OPEN        # tokens per example; None: the task's default
     warmup: float = OPEN          # share of steps with rising learning rate; None: the task's default
@@ -121,6 +122,7 @@ class RunSpec:
     def __post_init__(self):
         check_types(self)
         object.__setattr__(self, "task", task_name(self.task))
+        if (self.task, self.batches) == ("mlm", "length"): object.__setattr__(self, "batches", "shuffled")
         for name, value in training_defaults(self.task, self.model).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
         check_types(self)

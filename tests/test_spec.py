@@ -62,7 +62,7 @@ BAD = [(dict(sparsity=-.1), r"sparsity must be in \[0, 1\), got -0.1"), (dict(sp
        (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix, erk or N:M"),
        (dict(scope="2:4"), "scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"), (dict(scope="0:4"), "scope 0:4 must keep at least 1"),
        (dict(score_examples=0), "score_examples must be at least 1"), (dict(score_at="start"), "score_at must be one of"), (dict(movement="firm"), "movement must be one of hard, soft"),
-       (dict(round_steps=0), "round_steps must be at least 1")]
+       (dict(round_steps=0), "round_steps must be at least 1"), (dict(batches="sorted"), "batches must be one of shuffled, length")]
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=[f"{number}-{next(iter(values))}" for number, (values, _) in enumerate(BAD)])
