@@ -614,7 +614,7 @@ def results_command(
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
-# %% ../nbs/62_cli.ipynb
+# %% ../nbs/62_cli.ipynb #958c7776
 @app.command("claims")
 def claims_command(
     paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],

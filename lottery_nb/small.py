@@ -184,7 +184,7 @@ def export_onnx(
                           input_names=list(names), output_names=["logits"], opset_version=opset)
     return Path(path)
 
-# %% ../nbs/47_small.ipynb
+# %% ../nbs/47_small.ipynb #86ec1241
 class OnnxModel(nn.Module):
     "An ONNX file that onnxruntime runs, called, judged and timed as a model of torch is"
     device = torch.device("cpu")
