@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'sentence', 'duration', 'text_table', 'terminal', 'show_table', 'ruled', 'RunFirst', 'print_version',
            'about', 'reporting', 'tidied', 'what_is_read', 'Templates', 'run_one', 'template_command', 'grid_names',
            'grids_command', 'copy_command', 'sweep_command', 'costs', 'cost_text', 'gpu_workers', 'progress_bar',
-           'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
+           'reasons', 'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
            'results_command', 'claims_command', 'info', 'verify_command', 'import_command', 'export_command',
            'combine_command', 'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command',
            'report_command', 'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command',
@@ -475,6 +475,15 @@ def progress_bar(
 
         yield advance
 
+# %% ../nbs/62_cli.ipynb #ab7f3205
+def reasons(
+    failed: dict[str, str],   # id of a run → why it failed
+) -> list[str]:               # a line per reason
+    "Why runs failed, each reason once"
+    alike: dict[str, list[str]] = {}
+    for run, why in failed.items(): alike.setdefault(why, []).append(run)
+    return [f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {why}" for why, runs in alike.items()]
+
 # %% ../nbs/62_cli.ipynb #84a1f066
 def report(
     specs: list,              # the runs of a grid
@@ -482,16 +491,16 @@ def report(
     ready: int = 0,           # runs that were finished before
 ):
     "Say each run's outcome as it ends, above a bar where there is a terminal; `RunFailed` lists those that failed"
-    begun, failed = time.time(), []
+    begun, failed = time.time(), {}
     with progress_bar(len(specs)) as advance:
         for count, (spec, result) in enumerate(ended, 1):
-            if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
+            if isinstance(result, Exception): failed[spec.id] = str(result)
             seconds = time.time() - begun
             left = seconds * (len(specs) - count) / max(1, count - ready)
             ahead = f", about {duration(left)} left" if ready < count < len(specs) else ""
             advance(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] "
-                    f"{failed[-1] if isinstance(result, Exception) else sentence(result)}")
-    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
+                    f"{f'{spec.id}: {result}' if isinstance(result, Exception) else sentence(result)}")
+    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(reasons(failed)))
 
 # %% ../nbs/62_cli.ipynb #fdd5e977
 def status_rows(
@@ -605,7 +614,7 @@ def results_command(
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
 
-# %% ../nbs/62_cli.ipynb
+# %% ../nbs/62_cli.ipynb #958c7776
 @app.command("claims")
 def claims_command(
     paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],

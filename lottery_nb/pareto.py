@@ -56,10 +56,11 @@ def draw_pareto(
     table: pd.DataFrame,          # of `pareto_table`
     metric: str,                  # the score's name
     guess: float | None = None,   # score of a guess that reads nothing
+    ax: Any = None,               # where to draw; None = a new figure
 ) -> Any:                         # matplotlib's Axes: milliseconds across, score up
     "Score against measured time"
     from matplotlib.figure import Figure
-    ax: Any = Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
+    ax = ax or Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
     for kind, rows in table.groupby("kind", sort=False):
         marker, colour = POINT_MARKS.get(str(kind), ("s", "0.4"))
         ax.plot(rows.milliseconds, rows.score, marker=marker, color=colour, label=kind, markersize=7,

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FELT_EXAMPLES', 'NEAR', 'SPEEDUPS', 'Wish', 'felt_once', 'usual_length', 'Found', 'search_structure', 'search_score',
-           'Distilled', 'follows', 'retrained_small', 'random_like', 'matrix_entries', 'Ground', 'ground_of', 'Scale',
-           'scale_of', 'cut_down', 'described_cut', 'judged_files', 'files_rows', 'searched_points', 'full_points',
-           'chosen_points', 'command_of', 'card_of', 'picture_of', 'described_run', 'gates_of_run', 'found_for',
-           'write_described', 'shrink']
+           'Distilled', 'follows', 'retrained_small', 'random_like', 'matrix_entries', 'Ground', 'able',
+           'full_and_start', 'ground_of', 'Scale', 'scale_of', 'cut_down', 'described_cut', 'judged_files',
+           'files_rows', 'searched_points', 'full_points', 'chosen_points', 'command_of', 'card_of', 'picture_of',
+           'described_run', 'gates_of_run', 'found_for', 'write_described', 'shrink']
 
 # %% ../nbs/48_shrinking.ipynb #ccf517ce
+import copy
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +27,9 @@ from transformers import PreTrainedModel
 from .baseline import WEIGHTS, beside_guess, materials, target_spec, train_into, whole_length
 from .extras import need
 from .files import BadInput, atomic, one_of, package_file, read_json, short_hash, stage
-from .gates import Gates, flops, latency, smaller
+from .gates import Gates, at_full_size, flops, latency, sizes_left, smaller
 from .methods import calibration_batches
+from .models import does_task, load_model
 from .pareto import Point, pareto_rows, pareto_table, write_pareto
 from .sizes import (SECONDS, Costs, Felt, Structure, best_structure, counted_costs, felt, in_torch, measured_costs,
                               proportional, refined, timed_beside, whole)
@@ -187,7 +189,7 @@ def retrained_small(
 ) -> PreTrainedModel:            # the same, retrained
     "Retraining, as a stage"
     if not length: return cut
-    target, taught = target_spec(spec), partial(Distilled, teacher=teacher)
+    target, taught = target_spec(spec), partial(Distilled, teacher=copy.deepcopy(teacher))
     folder = stage_folder(f"small-{slugged(spec.task)}-r{spec.seed}", target.identity() | key | {"steps": length}, root)
     stage(folder, lambda place: train_into(place, cut, target, judge=False, length=length, kind=taught))
     load_weights(cut, folder/WEIGHTS)
@@ -230,6 +232,27 @@ class Ground(NamedTuple):
         "The model as it is to begin with"
         return smaller(self.model, self.start.gates, neurons=self.start.neurons).eval()
 
+# %% ../nbs/48_shrinking.ipynb #e27631e4
+def able(
+    spec: RunSpec,       # model, task and training
+    root: Path | None,   # folder of all runs
+) -> PreTrainedModel:    # as it is, where its own head fits the task and says more than a guess; else fine-tuned
+    "A model that does the task"
+    target = target_spec(spec)
+    task = materials(target).task
+    if does_task(spec.model, task):
+        model = load_model(spec.model, task, spec.seed, spec.dropout, own=True)
+        if beside_guess(spec, judge(spec, model)[task.metric])["learnt"]: return model
+    return fine_tuned(spec, root)
+
+# %% ../nbs/48_shrinking.ipynb #a04db028
+def full_and_start(
+    model: PreTrainedModel,   # whole, or cut already
+) -> tuple[PreTrainedModel, Structure]:   # at full size; what there is of it
+    "What a search begins with"
+    if not hasattr(model.config, "gates"): return model, whole(model)
+    return at_full_size(model), Structure(*sizes_left(model))
+
 # %% ../nbs/48_shrinking.ipynb #0f218252
 def ground_of(
     spec: RunSpec,       # model, task and training
@@ -240,8 +263,7 @@ def ground_of(
     task = materials(target_spec(spec)).task
     if task.kind not in ("classification", "regression"):
         raise BadInput(f"task {spec.task} has no labels of sentences: shrink takes tasks of classes or numbers")
-    model, tokens = fine_tuned(spec, root), usual_length(spec)
-    start = whole(model)
+    tokens, (model, start) = usual_length(spec), full_and_start(able(spec, root))
     timed = timed_beside(model, wish.batch, tokens, wish.runs, start)
     return Ground(spec, wish, model, start, tokens, lambda net: judge(spec, net)[task.metric], timed, root)
 

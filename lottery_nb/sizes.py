@@ -133,7 +133,7 @@ def sized(
     first = lambda part, count: np.cumsum(part, axis=1) <= count
     return Structure(first(whole(model).heads, heads), first(whole(model).neurons, width))
 
-# %% ../nbs/46_sizes.ipynb
+# %% ../nbs/46_sizes.ipynb #651f407d
 def in_torch(
     model: HFModel,   # any
 ) -> HFModel:         # the same

@@ -1,6 +1,7 @@
 "Smaller models: what a unit costs, the best exchange, and folders that load three ways, against independent twins"
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,14 @@ from transformers import (AutoModelForSequenceClassification, BertTokenizerFast,
 from lottery_nb.baseline import materials
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput, read_json
-from lottery_nb.gates import flops, gate, load_smaller, open_gates, sensitivity, smaller
+from lottery_nb.gates import at_full_size, flops, gate, gates_of, load_smaller, mlp_widths, open_gates, sensitivity, sizes_left, smaller
 from lottery_nb.models import load_model
 from lottery_nb.pareto import Point, write_pareto
 from lottery_nb.running import run
-from lottery_nb.shrinking import Found, Wish, random_like, search_score, search_structure, shrink
+from lottery_nb.shrinking import Found, Wish, able, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
 from lottery_nb.small import ONNX_FILES, OnnxModel, exported, in_onnx, modelling, normal_equations, plain_width, reweighted, solved, tapped, write_small
-from lottery_nb.spec import RunSpec, StructuredSpec
+from lottery_nb.spec import RunSpec, StructuredSpec, TicketSpec
 from lottery_nb.tasks import get_task
 from lottery_nb.training import encoded, predict
 
@@ -176,6 +177,17 @@ def test_reweighting_brings_the_first_sub_layer_closer(model, batch):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "bert"])
+def test_a_cut_model_at_full_size_answers_as_it_did(kind, model):
+    torch.manual_seed(0)
+    net = model if kind == "bert" else KINDS[kind]().eval()
+    structure = uneven(net)
+    cut = smaller(net, structure.gates, neurons=structure.neurons).eval()
+    full = at_full_size(cut)
+    with torch.no_grad(): torch.testing.assert_close(full(IDS).logits, cut(IDS).logits, rtol=1e-5, atol=1e-6)
+    assert open_gates(full) == open_gates(net) and sizes_left(cut)[1].sum(1).tolist() == structure.neurons.sum(1).tolist()
+
+
 def written(net, tokenizer, folder, **options):
     return write_small(net, BertTokenizerFast.from_pretrained(tokenizer), folder, {}, lambda about: "# small", **options)
 
@@ -327,6 +339,47 @@ def test_an_export_that_fails_is_one_sentence_where_it_is_timed(model, monkeypat
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
     monkeypatch.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no such operator")))
     with pytest.raises(BadInput, match="target onnx needs an export of the model, which failed: no such operator"): in_onnx(model)
+
+
+@pytest.fixture(scope="module")
+def folders(model, tiny_model, tmp_path_factory):
+    "Two small models with heads for the task: one plain, one whose layers differ"
+    place, full = tmp_path_factory.mktemp("folders"), whole(model)
+    parts = {"plain": Structure(full.heads, np.arange(32) < np.full((2, 1), 20)), "uneven": uneven(model)}
+    return {name: written(smaller(model, part.gates, neurons=part.neurons), tiny_model, place/name, onnx=False) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "uneven"])
+def test_a_small_folder_is_a_model_again(kind, folders, tiny_data, tmp_path):
+    "As the weights that a ticket run starts from, and as what is made smaller still"
+    folder, given = folders[kind], dict(task=str(tiny_data), batch_size=8, max_steps=3, max_length=16)
+    net = load_model(str(folder), get_task("sst2"), 0, own=True)
+    with torch.no_grad(): torch.testing.assert_close(net(IDS).logits, load_smaller(folder)(IDS).logits if kind == "uneven" else AutoModelForSequenceClassification.from_pretrained(folder).eval()(IDS).logits)
+    result = run(TicketSpec(model=str(folder), method="omp", sparsity=.5, **given), tmp_path/"runs")
+    assert result["sparsity"] == pytest.approx(.5, abs=.01)
+    about = shrink(RunSpec(model=str(folder), **given), Wish(speedup=1.3, target="flops", retrain=2), tmp_path/"smaller", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["share"] <= 1/1.3 + 1e-4 and about["parameters_full"] == sum(p.numel() for p in net.parameters())
+    assert all(new <= old for new, old in zip(about["widths"], mlp_widths(net))) and all(new <= old for new, old in zip(about["heads"], gates_of(net).heads.sum(1)))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path/"smaller", trust_remote_code=True).eval()
+    with torch.no_grad(): torch.testing.assert_close(again(IDS).logits, load_smaller(tmp_path/"smaller")(IDS).logits)
+
+
+def test_structured_pruning_of_a_small_folder_is_refused_before_it_trains(folders, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(BadInput, match="gates need a whole model, but heads or the MLP of layer 0 have been removed: it is a small model already"):
+        run(StructuredSpec(model=str(folders["uneven"]), task=str(tiny_data), max_steps=3, max_length=16), tmp_path/"runs")
+
+
+def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_path, monkeypatch):
+    "A head that says no more than a guess is"
+    done = shrink(replace(spec, epochs=8., max_steps=None, learning_rate=2e-3), Wish(speedup=1.2, target="flops", retrain=60), tmp_path/"one", tmp_path/"runs", onnx=False, pareto=False)
+    assert done["score_retrained"] > done["majority"]
+    monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained again"))
+    again = replace(spec, model=str(tmp_path/"one"))
+    about = shrink(again, Wish(speedup=1.2, target="flops", retrain=0), tmp_path/"two", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["score_full"] == done["score_retrained"]
+    monkeypatch.setattr("lottery_nb.shrinking.judge", lambda spec, net: {about["metric"]: 0.})
+    with pytest.raises(BaseException, match="trained again"): able(again, tmp_path/"runs")
 
 
 @pytest.mark.parametrize("words, said", [
