@@ -98,16 +98,18 @@ def usual(size, ids, pool, sparsity=.7):
     return full_step(model, [p for p in model.parameters() if p.requires_grad], ids)
 
 
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
+
+
 class Products(TorchDispatchMode):
     "Notes every matrix product that is computed while it is on"
-    kinds = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.kinds: self.calls.append((func, args, kwargs or {}))
+        if func.overloadpacket.__name__ in PRODUCTS: self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -2,13 +2,14 @@
 import math
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent/"benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import bench_gpu
+bench_gpu = import_module("bench_gpu")
 
 SIZE = dict(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32)
 FEW = {"selection": {}, "held": {}, "mask-training": dict(batch=2, tokens=16), "importance": dict(batch=4, tokens=8), "maps": dict(batch=2, tokens=8), "sweep": dict(steps=1)}
