@@ -13,8 +13,8 @@ import sys
 from contextlib import suppress
 from functools import lru_cache
 
-HEAVY = ("IPython", "ipykernel.kernelapp", "matplotlib.pyplot", "nbdev.test", "papermill", "seaborn", "sklearn.metrics",
-         "lottery_nb.cli", "lottery_nb.findings", "lottery_nb.plan", "lottery_nb.running", "lottery_nb.sweep")
+HEAVY = ("matplotlib.pyplot", "seaborn", "sklearn.metrics", "lottery_nb.cli", "lottery_nb.findings", "lottery_nb.plan", "lottery_nb.running", "lottery_nb.sweep",
+         "IPython", "ipykernel.kernelapp", "nbdev.test", "papermill")   # what makes a kernel comes last
 NAMES = ("python", "lottery-nb", "papermill")
 MOST, ABOVE = 200, 600   # file descriptors that are handed on; a number above them all
 HANDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -147,7 +147,7 @@ def python(words: list[str]):
     while words[0].startswith("-") and words[0] not in ("-c", "-m"): here, words = here and words[0] not in ("-P", "-I"), words[1:]
     kind, sys.argv = words[0], words[1:] if words[0] in ("-c", "-m") else words
     if here: sys.path.insert(0, {"-c": "", "-m": os.getcwd()}.get(kind) if kind in ("-c", "-m") else os.path.dirname(os.path.realpath(kind)))
-    if sys.argv[0] == "ipykernel_launcher": show_figures()
+    if sys.argv[0] == "ipykernel_launcher": be_a_notebook()
     if kind == "-m": return runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     if kind != "-c": return runpy.run_path(kind, run_name="__main__")
     code, sys.argv = sys.argv[0], ["-c", *sys.argv[1:]]
@@ -155,11 +155,15 @@ def python(words: list[str]):
     return exec(compile(code, "<string>", "exec"), module.__dict__)
 
 
-def show_figures():
-    "Figures of a kernel go where matplotlib, imported in the kernel, would have found that they go; the backend speaks to the kernel when it is imported"
-    backend = "matplotlib_inline.backend_inline"
+def be_a_notebook():
+    "What libraries decide when they are imported in a kernel: figures are shown in it, and bars are widgets"
+    from importlib import import_module
+    backend, console = "matplotlib_inline.backend_inline", sys.modules["tqdm.auto"].tqdm
     sys.modules["matplotlib"].rcParams["backend"] = f"module://{backend}"
-    sys.modules.pop(backend, None)
+    for name in (backend, "tqdm.auto", "tqdm.autonotebook"): sys.modules.pop(name, None)
+    widgets = import_module("tqdm.auto").tqdm
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("tqdm") is console: module.tqdm = widgets
 
 
 @lru_cache(None)
