@@ -179,7 +179,7 @@ def test_the_face_does_the_main_job(tiny_model):
     assert isinstance(mask, Mask) and mask.sparsity == pytest.approx(.7, abs=1e-3)
 
 
-def test_a_run_here_is_the_run_of_the_template(common, tmp_path):
+def test_a_run_here_is_the_run_of_the_template(common, tmp_path, warm_python):
     "Same ticket, same scores, same stages, with a notebook or without"
     from lottery_nb.sweep import Worker
     spec = TicketSpec(**run_of("imp", common))

@@ -438,7 +438,7 @@ def test_real_input(assets, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["omp", "imp", "tamt-kd", "tamt-mlm"])
-def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys):
+def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys, warm_python):
     "A loss that is no number was reported as the accuracy of class 0"
     from lottery_nb.cli import main
     weights = load_file(tiny_model/"model.safetensors")
