@@ -368,8 +368,8 @@ def outcome_panels(
 ) -> np.ndarray:           # axes: methods down, pruned and retrained across; dashes are the full model, dots the majority baseline
     "Good, random and bad subnetworks of all tasks, under each its size (Prasanna et al. 2020, Figures 2 and 17)"
     methods, tasks = list(results.method.unique()), sorted(results.task.unique())
-    shape = dict(figsize=(10.6, 2.2*len(methods)), squeeze=False, sharey=True, layout="constrained")
-    figure, axes = plt.subplots(len(methods), 2, **shape)
+    size = (10.6, 2.2*len(methods))
+    figure, axes = plt.subplots(len(methods), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for (method, moment), ax in zip(itertools.product(methods, ("pruned", "retrained")), axes.flat):
         known = results[results.method == method].groupby("task")
         for position, (kind, colour) in enumerate(KIND_COLOURS.items()):
