@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS ?= runs
 WORKERS ?= 2
 
-.PHONY: help install demo test bench export notebooks findings clean
+.PHONY: help install demo english test bench export notebooks findings docs clean
 
 help:            ## show this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:[^#]*## /	/'
@@ -20,6 +20,16 @@ install: .venv/.installed   ## make .venv and install the package with its pins
 demo: install   ## the main job on the embedded micro world: tickets, a table, a figure
 	$(BIN)/lottery-nb sweep grids/demo.yaml --runs $(RUNS)/demo --workers $(WORKERS)
 	$(BIN)/lottery-nb results --runs $(RUNS)/demo --summary --figure $(RUNS)/demo/score_against_sparsity.png
+
+DATA ?= $(LOTTERY_NB_DATA)
+FOLDER = $(if $(DATA),$(wildcard $(DATA)/.))
+TASK ?= $(if $(FOLDER),sst2,$(DATA))
+english: install   ## the main job on a real English BERT and your data: DATA=reviews.csv, or DATA=glue_data/ TASK=sst2, or TASK=sst2 from the Hub
+	@test -n "$(TASK)" || { echo "make english needs data: DATA=reviews.csv (texts and labels), DATA=glue_data/ TASK=sst2 (LOTTERY_NB_DATA counts as DATA), or TASK=sst2 alone for the Hub" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[english]'
+	LOTTERY_NB_DATA="$(if $(FOLDER),$(DATA))" LOTTERY_NB_TASK="$(TASK)" $(BIN)/lottery-nb sweep grids/english.yaml --runs $(RUNS)/english --workers $(WORKERS)
+	$(BIN)/lottery-nb results --runs $(RUNS)/english --summary --figure $(RUNS)/english/score_against_sparsity.png
+	$(BIN)/lottery-nb claims chen_2020 --runs $(RUNS)/english
 
 test: install   ## the whole suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -7,12 +7,11 @@ __all__ = ['HEAD_RATES', 'HEAD_TOKENS', 'head_spec', 'start_of', 'with_head', 't
 
 # %% ../nbs/29_adapt.ipynb #7ecc12ca
 import math
-from functools import lru_cache
 from pathlib import Path
 
 from .files import BadInput, cache_dir, short_hash, stage, write_json
 from .models import load_config, load_model, load_tokenizer
-from .spec import RunSpec, slugged
+from .spec import RunSpec, by_content, slugged
 from .tasks import get_task, load_data
 from .training import encoded, evaluate, finetune
 from .weights import longest_input
@@ -39,7 +38,7 @@ def start_of(
     return str(with_head(head_spec(spec))) if spec.head_steps else spec.model
 
 # %% ../nbs/29_adapt.ipynb #a52b6e1c
-@lru_cache
+@by_content(size=8)
 def with_head(
     head: RunSpec,   # from `head_spec`
 ) -> Path:           # a folder for from_pretrained, with `head.json`: text, steps, trunk, loss before and after

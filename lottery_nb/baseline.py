@@ -15,7 +15,6 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -32,7 +31,7 @@ from .files import BadInput, atomic, read_json, short_hash, stage, write_json
 from .language import ROWS, micro_tokenizer
 from .models import load_model, load_tokenizer, quiet
 from .names import PACKAGED, TASKS, architecture_of, is_micro, source_names
-from .spec import RunSpec, TicketSpec, slugged, table_fields, training_defaults
+from .spec import RunSpec, TicketSpec, by_content, slugged, table_fields, training_defaults
 from .store import stage_folder
 from .tasks import Task, about_data, encode, load_data, majority, references, say_unknown, task_of, understood
 from .training import Training, encoded, evaluate, finetune, load_weights, save_weights, steps
@@ -73,7 +72,7 @@ class Materials(NamedTuple):
     tokenizer: PreTrainedTokenizerBase    # of the model
 
 # %% ../nbs/31_baseline.ipynb #ab3d5f77
-@lru_cache(maxsize=3)
+@by_content(size=3)
 def materials(
     spec: RunSpec,   # a training
 ) -> Materials:      # task, splits, tokenizer
@@ -268,7 +267,7 @@ def data_only(
                    max_length=spec.max_length, **limit, **table_fields(spec, spec.task))
 
 # %% ../nbs/31_baseline.ipynb #c31654bb
-@lru_cache
+@by_content(size=128)
 def local_size(
     spec: RunSpec,   # from `data_only`
 ) -> int | None:     # examples of its training set; None where windows or blocks need a tokenizer that is not on this machine

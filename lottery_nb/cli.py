@@ -8,12 +8,12 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'sentence', 'duration', 'text_table', 'terminal', 'show_table', 'ruled', 'RunFirst', 'print_version',
            'about', 'reporting', 'tidied', 'what_is_read', 'Templates', 'run_one', 'template_command', 'grid_names',
            'grids_command', 'copy_command', 'sweep_command', 'costs', 'cost_text', 'gpu_workers', 'progress_bar',
-           'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
-           'results_command', 'info', 'verify_command', 'import_command', 'export_command', 'combine_command',
-           'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command', 'report_command',
-           'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command', 'Check',
-           'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
-           'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
+           'reasons', 'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
+           'results_command', 'claims_command', 'info', 'verify_command', 'import_command', 'export_command',
+           'combine_command', 'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command',
+           'report_command', 'show_page', 'annotate_command', 'explore_command', 'told_small', 'shrink_command',
+           'models_command', 'Check', 'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check',
+           'data_check', 'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -57,8 +57,8 @@ def field_help(
 GROUPS = {   # of the options in a template's help
     "Data": "task model seed data_dir text columns kind dev delimiter encoding split max_train max_eval source "
             "source_train texts shortest published",
-    "Training": "learning_rate batch_size epochs max_length warmup dropout max_steps judge_every head_steps head_trunk start "
-                "retrain_epochs keep_model",
+    "Training": "learning_rate batch_size batches epochs max_length warmup dropout max_steps judge_every head_steps "
+                "head_trunk start retrain_epochs keep_model",
     "Mask": "method sparsity pool scope mask mask_seed score_examples score_at movement prune importance draw bad "
             "keep_bias super_seeds threshold rule_metric",
     "Schedule": "schedule step heads_step iterations round_epochs round_steps horizon prune_first rewind rewind_head "
@@ -475,6 +475,15 @@ def progress_bar(
 
         yield advance
 
+# %% ../nbs/62_cli.ipynb #ab7f3205
+def reasons(
+    failed: dict[str, str],   # id of a run → why it failed
+) -> list[str]:               # a line per reason
+    "Why runs failed, each reason once"
+    alike: dict[str, list[str]] = {}
+    for run, why in failed.items(): alike.setdefault(why, []).append(run)
+    return [f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {why}" for why, runs in alike.items()]
+
 # %% ../nbs/62_cli.ipynb #84a1f066
 def report(
     specs: list,              # the runs of a grid
@@ -482,16 +491,16 @@ def report(
     ready: int = 0,           # runs that were finished before
 ):
     "Say each run's outcome as it ends, above a bar where there is a terminal; `RunFailed` lists those that failed"
-    begun, failed = time.time(), []
+    begun, failed = time.time(), {}
     with progress_bar(len(specs)) as advance:
         for count, (spec, result) in enumerate(ended, 1):
-            if isinstance(result, Exception): failed.append(f"{spec.id}: {result}")
+            if isinstance(result, Exception): failed[spec.id] = str(result)
             seconds = time.time() - begun
             left = seconds * (len(specs) - count) / max(1, count - ready)
             ahead = f", about {duration(left)} left" if ready < count < len(specs) else ""
             advance(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] "
-                    f"{failed[-1] if isinstance(result, Exception) else sentence(result)}")
-    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(failed))
+                    f"{f'{spec.id}: {result}' if isinstance(result, Exception) else sentence(result)}")
+    if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(reasons(failed)))
 
 # %% ../nbs/62_cli.ipynb #fdd5e977
 def status_rows(
@@ -604,6 +613,17 @@ def results_command(
     typer.echo(f"{len(table)} rows in {write_table(table, parquet)}" if parquet else shown_table(table, format, summary, runs),
                nl=format != "csv" or parquet is not None)
     if damaged: raise RunFailed(f"{len(damaged)} results are left out:\n  " + "\n  ".join(damaged))
+
+# %% ../nbs/62_cli.ipynb #958c7776
+@app.command("claims")
+def claims_command(
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    runs: Runs = None,
+):
+    "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."
+    from lottery_nb.findings import PAGES, claim_lines
+    one_of("paper", paper, PAGES)
+    for line in claim_lines(paper, runs_root(runs)): typer.echo(line)
 
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
@@ -823,6 +843,15 @@ def explore_command(
     from lottery_nb.explorer import explorer_notebook
     show_page(explorer_notebook(runs), open_lab, port)
 
+# %% ../nbs/62_cli.ipynb #062dc195
+def told_small(
+    about: dict,     # what `shrink.json` says
+    out: Path,       # the folder
+    as_json: bool,   # that, or its card
+):
+    "Say what was written"
+    typer.echo(json.dumps(about) if as_json else (out/"README.md").read_text(encoding="utf-8"))
+
 # %% ../nbs/62_cli.ipynb #ee72001c
 @app.command("shrink", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def shrink_command(
@@ -834,28 +863,29 @@ def shrink_command(
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of a forward pass.")] = None,
     parameters: Annotated[int | None, typer.Option(help="Of the encoder's matrices, at most.")] = None,
     keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of a structured run, whose model, task and gates are taken.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a structured run (with --gates), or of a ticket's that kept its model.")] = None,
     gates: Annotated[str | None, typer.Option(help="Of that run: good, random or bad.")] = None,
-    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu (measured here) or flops.")] = "cpu",
+    target: Annotated[str, typer.Option(help="What a speed-up is of: cpu or onnx (measured here), or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
     retrain: Annotated[int | None, typer.Option(help="Steps beside the full model; default a whole training.")] = None,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx too (pip install lottery-nb[deploy]).")] = True,
+    pareto: Annotated[bool, typer.Option(help="Score other budgets too: a table and a picture.")] = True,
     runs: Runs = None,
     as_json: Json = False,
 ):
     "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
     from lottery_nb.baseline import target_spec
-    from lottery_nb.shrinking import Wish, shrink
+    from lottery_nb.shrinking import Wish, shrink, write_zeros
     fields_given = read_fields("ticket", context.args)
     for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
+    wishes = (speedup, latency_ms, parameters, keep_score, gates)
+    if run and wishes.count(None) == len(wishes) and read_spec(run).template == "ticket":
+        return told_small(write_zeros(run, out, onnx, batch), out, as_json)
     wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)
     if (run is None) != (gates is None): raise BadInput("run and gates belong together: give both, or neither")
     spec = target_spec(read_spec(run)) if run else RunSpec(task=task, model=model, **fields_given)
-    about = shrink(spec, wish, out, runs, onnx, run)
-    if as_json: return typer.echo(json.dumps(about))
-    typer.echo((out/"README.md").read_text(encoding="utf-8"))
-    if about["onnx"] != "written": typer.echo(f"ONNX: {about['onnx']}")
+    told_small(shrink(spec, wish, out, runs, onnx, run, pareto), out, as_json)
 
 # %% ../nbs/62_cli.ipynb #0c1dfffe
 @app.command("models")

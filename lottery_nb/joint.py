@@ -20,8 +20,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .masks import Mask, hold
 from .spec import RunSpec
 from .tasks import Task
-from .training import (Finetuner, Keeper, Training, encoded, history, load_weights, rate_line, save_weights, settings,
-                                 train)
+from .training import (Finetuner, Keeper, Training, by_length, encoded, history, load_weights, rate_line,
+                                 save_weights, settings, train)
 
 # %% ../nbs/25_joint.ipynb #68a13e78
 class Joint(nn.Module):
@@ -52,7 +52,10 @@ class Batches(TorchDataset):
         tokenizer: PreTrainedTokenizerBase,  # for padding
         seed: int,                           # of the orders
         lengths: list[int],                  # batches of each task
+        kinds: list[str] | None = None,      # shuffled or length, per task; None = all shuffled
     ):
+        self.kinds = kinds or ["shuffled"] * len(features)
+        self.orders: dict[tuple[int, int], list[int]] = {}   # task and epoch → examples
         self.features, self.sizes, self.collate, self.seed = features, sizes, DataCollatorWithPadding(tokenizer), seed
         self.turns = sorted(((turn + .5)/length, which, turn)
                             for which, length in enumerate(lengths) for turn in range(length))
@@ -64,8 +67,15 @@ class Batches(TorchDataset):
         _, which, turn = self.turns[number]
         n, size = len(self.features[which]), self.sizes[which]
         epoch, place = divmod(turn, -(-n // size))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(100_003*self.seed + epoch))
-        return which, order[place*size:(place + 1)*size].tolist()
+        if (which, epoch) not in self.orders: self.orders[which, epoch] = self.order(which, epoch)
+        return which, self.orders[which, epoch][place*size:(place + 1)*size]
+
+    def order(self, which: int, epoch: int) -> list[int]:
+        "The examples of a task in one epoch"
+        if self.kinds[which] == "length":
+            return by_length([len(ids) for ids in self.features[which]["input_ids"]], self.sizes[which], self.seed, epoch)
+        draw = torch.Generator().manual_seed(100_003*self.seed + epoch)
+        return torch.randperm(len(self.features[which]), generator=draw).tolist()
 
     def __getitem__(self, number: int) -> dict:
         which, rows = self.rows(number)
@@ -102,7 +112,7 @@ def finetune_jointly(
     tasks: list[Task],                   # the tasks
     data: list[dict[str, Dataset]],      # of `load_data`, per task
     tokenizer: PreTrainedTokenizerBase,  # of all models
-    specs: list[RunSpec],              # per task: batch_size, max_length; of the first also learning_rate, warmup, seed
+    specs: list[RunSpec],              # per task: batch_size, batches, max_length; of the first also learning_rate, warmup, seed
     folder: str | Path,                  # of this piece of training alone, for checkpoints
     lengths: list[int],                  # optimizer steps of each task
     mask: Mask | None = None,            # m, by the names of the first model: held while training
@@ -118,7 +128,8 @@ def finetune_jointly(
     options = replace(settings(replace(spec, batch_size=1), Path(folder), length, seed), train_sampling_strategy="sequential")
     trainer = JointTrainer(
         Joint(nets), options,
-        train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, lengths),
+        train_dataset=Batches(features, [own.batch_size for own in specs], tokenizer, seed, lengths,
+                              [own.batches for own in specs]),
         data_collator=lambda batches: batches[0],
         callbacks=[Keeper(every)], maskers=[tokenizer if task.kind == "mlm" else None for task in tasks],
         line=rate_line(spec, length, lr_offset, lr_total, rising))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'HEADS', 'STARTS', 'model_source', 'hub_name', 'quiet', 'load_tokenizer', 'short_reason',
-           'load_config', 'init_fresh', 'part_of', 'check_used', 'fresh_names', 'load_model', 'base_of', 'check_length',
-           'parameter_counts', 'described', 'predicts_words', 'named_models', 'eager_attention', 'reinit',
-           'shuffle_layers', 'shuffle_within', 'start_weights']
+           'load_config', 'init_fresh', 'part_of', 'check_used', 'fresh_names', 'read_model', 'load_model', 'does_task',
+           'base_of', 'check_length', 'parameter_counts', 'described', 'predicts_words', 'named_models',
+           'eager_attention', 'reinit', 'shuffle_layers', 'shuffle_within', 'start_weights']
 
 # %% ../nbs/23_models.ipynb #d501b95b
 import os
@@ -17,18 +17,20 @@ from typing import Any, Iterable, Iterator
 import datasets
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer,
                           PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase)
 from transformers.utils import logging
 
 from .files import BadInput, one_of
+from .gates import SMALLER, rebuilt
 from .micro import pretrained
 from .names import PACKAGED, Packaged, architecture_of, is_micro, model_path, package_folder
 from .tasks import Task, get_task
 from .weights import architecture, base_name, encoder_layers, longest_input, own_parameters, place, prunable
 
 # %% ../nbs/23_models.ipynb #2fd5b738
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "smaller.safetensors")
 
 # %% ../nbs/23_models.ipynb #046296df
 def model_source(
@@ -178,6 +180,24 @@ def fresh_names(
                        "to train one first")
     return [name for name, _ in net.named_parameters() if name in missing or not (predicts or name.startswith(trunk))]
 
+# %% ../nbs/23_models.ipynb #58d77707
+def read_model(
+    source: str,                # a folder or a Hub name
+    config: PreTrainedConfig,   # of the model, for a task
+    kind: Any,                  # one of `HEADS`
+) -> tuple[PreTrainedModel, dict]:   # in float32; which names are missing, unexpected or of another shape
+    "Read weights into a model of a task, whole or cut"
+    if not hasattr(config, "gates"):
+        return kind.from_pretrained(source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True,
+                                    output_loading_info=True, trust_remote_code=False)
+    net = rebuilt(config, kind=kind._model_mapping[type(config)]).float()
+    path = next(path for name in SMALLER if (path := Path(source)/name).is_file())
+    here, there = net.state_dict(), load_file(path)
+    fits = {name: value for name, value in there.items() if name in here and value.shape == here[name].shape}
+    net.load_state_dict(fits, strict=False)
+    lost = {name for name, value in here.items() if name not in fits and value.numel()}
+    return net, {"missing_keys": lost, "mismatched_keys": set(), "unexpected_keys": there.keys() - here.keys()}
+
 # %% ../nbs/23_models.ipynb #c142d579
 def load_model(
     model: str,                     # Hub name, local folder, micro or micro-roberta
@@ -185,20 +205,29 @@ def load_model(
     seed: int,                      # of the head, and of a pooler that the files lack
     dropout: float | None = None,   # while training; None = the model's own
     words: bool = False,            # as in `fresh_names`
+    own: bool = False,              # keep the head that the files have, where its shape is the task's
 ) -> PreTrainedModel:               # pre-trained weights θ0 with head γ0 in float32 on the CPU, in evaluation mode
     "Load f(x; θ0, γ0) (Chen et al. 2020, section 3.1): the same arguments give the same bytes, whatever ran before"
     config = load_config(model, task, dropout)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            net, report = HEADS[task.kind].from_pretrained(
-                model_source(model), config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False)
+        with quiet(), torch.random.fork_rng(devices=[]): net, report = read_model(model_source(model), config, HEADS[task.kind])
     except Exception as error:
         raise BadInput(f"the weights of model {model} cannot be loaded (damaged or of another shape): "
                        f"{short_reason(error)}") from None
     check_used(net, report["unexpected_keys"], model)
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    init_fresh(net, fresh_names(net, missing, model, words), seed)
+    init_fresh(net, [name for name in fresh_names(net, missing, model, words) if name in missing or not own], seed)
     return net.eval()
+
+# %% ../nbs/23_models.ipynb #5daeed0b
+def does_task(
+    model: str,   # Hub name, local folder, micro or micro-roberta
+    task: Task,   # classes, or a number
+) -> bool:        # whether it comes with a head of that shape
+    "Whether a model was trained for sentences with as many classes as a task has"
+    config = AutoConfig.from_pretrained(model_source(model), trust_remote_code=False)
+    kinds = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
+    return bool(kinds) and config.num_labels == (len(task.labels or ()) if task.kind == "classification" else 1)
 
 # %% ../nbs/23_models.ipynb #80227a22
 def base_of(
@@ -281,7 +310,7 @@ def reinit(
     "θ0': draw the whole model afresh from its configuration (Chen et al. 2020, section 4.1)"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = type(net)(net.config)
+        fresh = rebuilt(net.config, kind=type(net)) if hasattr(net.config, "gates") else type(net)(net.config)
     net.load_state_dict(fresh.state_dict())
 
 # %% ../nbs/23_models.ipynb #fcd1c329
@@ -294,6 +323,7 @@ def shuffle_layers(
     weights = prunable(net, "encoder")
     layers = net.config.num_hidden_layers
     if layers < 2: raise BadInput(f"start shuffle-layers needs a model with at least 2 layers, got {layers}")
+    if hasattr(net.config, "gates"): raise BadInput("start shuffle-layers needs layers of equal sizes, this model is a cut one")
     generator, order = torch.Generator().manual_seed(seed), list(range(layers))
     while order == list(range(layers)): order = torch.randperm(layers, generator=generator).tolist()
     old = {place(name): weight.clone() for name, weight in weights.items()}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'OPEN', 'CONTROL', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT', 'READS',
-           'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types', 'within',
-           'slugged', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of', 'check_scope',
-           'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec', 'make_spec', 'injected',
-           'spec_from', 'parse_value', 'read_bool', 'run_command']
+           'NULLABLE', 'OPEN', 'T', 'CONTROL', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT',
+           'READS', 'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'by_content', 'usual_values', 'kinds',
+           'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of',
+           'check_scope', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec',
+           'make_spec', 'injected', 'spec_from', 'parse_value', 'read_bool', 'run_command']
 
 # %% ../nbs/04_spec.ipynb #abfa586b
 import ast
@@ -16,12 +16,12 @@ import os
 import re
 import shlex
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, Callable, TypeVar, get_type_hints
 
 from .files import BadInput, one_of, short_hash, shown
 from .inputs import contents, digest_path
@@ -80,7 +80,7 @@ CHOICES = dict(
     pool=POOLS, schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
     prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
-    blocks=("columns", "rows"), movement=("hard", "soft"), score_at=("", "pretrained", "finetuned"),
+    batches=("shuffled", "length"), blocks=("columns", "rows"), movement=("hard", "soft"), score_at=("", "pretrained", "finetuned"),
 )
 
 # %% ../nbs/04_spec.ipynb #32fd437f
@@ -105,6 +105,7 @@ class RunSpec:
     split: str = ""               # for a data file without dev: stratified, random, or a column whose values stay on one side; empty: stratified
     learning_rate: float = OPEN   # peak of AdamW; None: the task's default
     batch_size: int = OPEN        # examples per step; None: the task's default
+    batches: str = "shuffled"     # who shares a step: shuffled examples, or ones of similar length (length); MLM: shuffled
     epochs: float = OPEN          # passes over the training set; None: the task's default
     max_length: int = OPEN        # tokens per example; None: the task's default
     warmup: float = OPEN          # share of steps with rising learning rate; None: the task's default
@@ -121,6 +122,7 @@ class RunSpec:
     def __post_init__(self):
         check_types(self)
         object.__setattr__(self, "task", task_name(self.task))
+        if (self.task, self.batches) == ("mlm", "length"): object.__setattr__(self, "batches", "shuffled")
         for name, value in training_defaults(self.task, self.model).items():
             if getattr(self, name) is None: object.__setattr__(self, name, value)
         check_types(self)
@@ -170,6 +172,20 @@ class RunSpec:
         behind = {"rows": ["data_dir", "dev"] + ["task"] * is_file(self.task), "text": ["text"], "model": ["model"]}
         paths = {field for name in inputs for field in behind.get(name, [name.split(":")[0]])}
         return {k: v for k, v in self.differing().items() if k not in paths} | ({"inputs": inputs} if inputs else {})
+
+# %% ../nbs/04_spec.ipynb #ecdaaa4c
+T = TypeVar("T")
+
+def by_content(
+    size: int,   # results kept
+) -> Callable[[Callable[..., T]], Callable[..., T]]:   # decorator of a function of a spec
+    "Keep what a function gave for a spec until a file behind the spec changes, as it may in a session that stays open"
+    def decorated(function: Callable[..., T]) -> Callable[..., T]:
+        kept = lru_cache(maxsize=size)(lambda spec, content: function(spec))
+        known = wraps(function)(lambda spec: kept(spec, short_hash(spec.identity(), 16)))
+        known.cache_clear = kept.cache_clear   # type: ignore[attr-defined]
+        return known
+    return decorated
 
 # %% ../nbs/04_spec.ipynb #2a32d532
 @lru_cache(maxsize=1024)

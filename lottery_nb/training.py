@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENCODED', 'HISTORY_LINES', 'CHECKPOINT_SECONDS', 'REMEDY', 'EVALUATION_BATCH', 'steps', 'rate_share', 'encoded',
-           'head_at', 'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states', 'save_weights', 'load_weights',
-           'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'told', 'settings', 'Finetuner', 'history',
-           'Training', 'Diverged', 'finite', 'Keeper', 'train', 'rate_line', 'finetune', 'outputs', 'predict',
-           'evaluate']
+           'by_length', 'ByLength', 'head_at', 'mask_tokens', 'mlm_loss', 'random_states', 'set_random_states',
+           'save_weights', 'load_weights', 'last_checkpoint', 'PlainTrainer', 'precision', 'repeatable', 'told',
+           'settings', 'Finetuner', 'history', 'Training', 'Diverged', 'finite', 'Keeper', 'train', 'rate_line',
+           'finetune', 'outputs', 'predict', 'evaluate']
 
 # %% ../nbs/24_training.ipynb #ccd7c543
 import math
@@ -28,9 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import (DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer,
                           TrainerCallback, TrainerControl, TrainerState, TrainingArguments)
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .extras import reporters
 from .files import BadInput, atomic, read_json, runs_root, seal, verify, write_json
@@ -77,6 +79,38 @@ def encoded(
     if key not in known:
         with quiet(): known[key] = encode_splits(spec, task, {split: data[split]}, tokenizer)[split]
     return known[key]
+
+# %% ../nbs/24_training.ipynb #f0595cb9
+def by_length(
+    lengths: list[int],   # tokens of each example
+    size: int,            # b: examples per batch
+    seed: int,            # of the run
+    epoch: int,           # its number
+) -> list[int]:           # numbers of the examples, batch after batch; only the last batch may be short
+    "One epoch in which sentences of similar length share a batch"
+    draw = torch.Generator().manual_seed(100_003*seed + epoch)
+    order, whole = get_length_grouped_indices(lengths, size, generator=draw), len(lengths) // size
+    turns = torch.randperm(whole, generator=draw).tolist() + [whole]
+    return [row for turn in turns for row in order[turn*size:(turn + 1)*size]]
+
+# %% ../nbs/24_training.ipynb #85a487af
+class ByLength(Sampler):
+    "The order of `by_length`, epoch by epoch"
+
+    def __init__(
+        self,
+        lengths: list[int],   # tokens of each example
+        size: int,            # examples per batch
+        seed: int,            # of the run
+    ):
+        self.lengths, self.size, self.seed, self.epoch = lengths, size, seed, 0
+
+    def __len__(self): return len(self.lengths)
+    def __iter__(self): return iter(by_length(self.lengths, self.size, self.seed, self.epoch))
+
+    def set_epoch(self, epoch: int):
+        "Called by the Trainer at the start of every epoch, also of one in which it resumes"
+        self.epoch = epoch
 
 # %% ../nbs/24_training.ipynb #3f2023e3
 @contextmanager
@@ -234,7 +268,7 @@ def told(
 
 # %% ../nbs/24_training.ipynb #0632585e
 def settings(
-    spec: RunSpec,     # batch_size, learning_rate
+    spec: RunSpec,     # batch_size, batches, learning_rate
     folder: Path,      # for checkpoints
     length: int,       # optimizer steps
     seed: int,         # of data order, dropout and MLM masks
@@ -245,6 +279,7 @@ def settings(
         output_dir=str(folder), max_steps=length, per_device_train_batch_size=max(1, spec.batch_size // share), seed=seed % 2**32, data_seed=seed % 2**32,
         learning_rate=spec.learning_rate, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",
         logging_steps=math.ceil(length / HISTORY_LINES), logging_nan_inf_filter=False, save_strategy="no",
+        train_sampling_strategy={"shuffled": "random", "length": "group_by_length"}[spec.batches],
         save_total_limit=2, disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **told(folder), **precision())
 
 # %% ../nbs/24_training.ipynb #c5c62164
@@ -253,12 +288,17 @@ CHECKPOINT_SECONDS = 120   # time between checkpoints
 
 # %% ../nbs/24_training.ipynb #7a83558f
 class Finetuner(PlainTrainer):
-    "A Trainer for one piece of training: a stretch of a learning-rate line, MLM by masked positions"
+    "A Trainer for one piece of training: a stretch of a learning-rate line, MLM by masked positions, batches by length"
 
     def __init__(self, *args, line: dict, masker: PreTrainedTokenizerBase | None = None, **options):
         super().__init__(*args, **options)
         self.line, self.masker = line, masker
         self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length": return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        return ByLength(lengths, self.args.train_batch_size, self.args.seed)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.lr_scheduler.LambdaLR:
         "The stretch of the learning-rate line that this piece of training lies on"
@@ -381,7 +421,7 @@ def finetune(
     task: Task,                          # 𝒯
     data: dict[str, Dataset],            # of `load_data`; its `train` is used
     tokenizer: PreTrainedTokenizerBase,  # of the model
-    spec: RunSpec,                       # learning_rate, batch_size, epochs, max_steps, warmup, max_length, seed
+    spec: RunSpec,                       # learning_rate, batch_size, batches, epochs, max_steps, warmup, max_length, seed
     folder: str | Path,                  # of this piece of training alone, for checkpoints
     mask: Mask | None = None,            # m: held while training; None = dense
     length: int | None = None,           # steps t of this piece; None = the whole training that the spec describes

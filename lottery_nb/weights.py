@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HFModel', 'BERT_FAMILIES', 'EMBEDDINGS', 'POOLER', 'BERT', 'ROBERTA', 'ELECTRA', 'DISTILBERT', 'MPNET',
            'ARCHITECTURES', 'WRAPPERS', 'unwrapped', 'Architecture', 'architecture', 'encoder_layers', 'part',
-           'mlm_head', 'longest_input', 'base_name', 'resolve', 'own_parameters', 'members', 'prunable', 'missing',
-           'place', 'census', 'tied', 'as_stored', 'fingerprint', 'tensor_digest']
+           'mlm_head', 'longest_input', 'base_name', 'resolve', 'own_parameters', 'emptied', 'members', 'prunable',
+           'missing', 'place', 'census', 'tied', 'as_stored', 'fingerprint', 'tensor_digest']
 
 # %% ../nbs/10_weights.ipynb #7728fed7
 import hashlib
@@ -169,6 +169,17 @@ def own_parameters(
         if weight not in names or name.startswith(prefix) > names[weight].startswith(prefix): names[weight] = re.sub(WRAPPERS, "", name)
     return {name: weight for weight, name in names.items()}
 
+# %% ../nbs/10_weights.ipynb #4d7b249c
+def emptied(
+    config: Any,    # of a model, whole or cut
+    layer: int,     # number of a layer
+    family: str,    # of a matrix in it
+) -> bool:          # whether a cut model has no such matrix there
+    "What a cut model lacks, by its configuration (see `gates`)"
+    gates = getattr(config, "gates", None)
+    if gates is None: return False
+    return not (gates["mlp_mask"][layer] if family in ("intermediate", "output") else any(gates["head_mask"][layer]))
+
 # %% ../nbs/10_weights.ipynb #d62726b4
 def members(
     model: nn.Module,        # a model of the table
@@ -180,6 +191,7 @@ def members(
     row, inside = architecture(model), unwrapped(model)
     for layer in range(inside.config.num_hidden_layers):
         for family, path in row.families.items():
+            if emptied(inside.config, layer, family): continue
             stem = f"{row.layers}.{layer}.{path}"
             names += [f"{stem}.weight"] + ([f"{stem}.bias"] if "biases" in extras and family != "output" else [])
     prefix = f"{inside.base_model_prefix}." if inside.base_model is not inside else ""

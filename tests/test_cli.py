@@ -160,6 +160,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_1(tiny_model, tiny_data, 
     grid.write_text(f"template: ticket\ntask: [{tiny_data}, {tmp_path/'none.csv'}]\nmodel: {tiny_model}\nmethod: [omp, random]\nsparsity: 0.5\nmax_steps: 2\n")
     done = lottery("sweep", grid, "--runs", tmp_path/"runs", "--workers", "2")
     assert done.returncode == 1 and "2 of 4 runs failed" in done.stderr and "none.csv" in done.stderr
+    assert len(done.stderr.split("runs failed:\n")[1].splitlines()) == 1      # one reason, said once
     assert len(list((tmp_path/"runs").glob("*/result.json"))) == 2
     assert sum(run["done"] for run in json.loads(lottery("sweep", grid, "--runs", tmp_path/"runs", "--dry-run", "--json", "--step-time", "1").stdout)["runs"]) == 2
 

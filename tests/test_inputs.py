@@ -7,6 +7,7 @@ import pytest
 
 import lottery_nb as lt
 from lottery_nb import inputs
+from lottery_nb.baseline import data_only, local_size, materials
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.inputs import contents, digest_of, state_of
@@ -143,7 +144,7 @@ def test_a_full_model_that_learnt_nothing_is_said(short, tmp_path):
 def test_a_full_model_of_other_hub_rows_is_refused(tiny_model, tmp_path, monkeypatch):
     "Rows of the Hub are told apart by their checksum"
     from datasets import Dataset
-    from lottery_nb.baseline import dense, materials
+    from lottery_nb.baseline import dense
     rows = [{"sentence": f"the film was {word}", "label": label, "idx": i} for i, (word, label) in enumerate([("good", 1), ("bad", 0)] * 8)]
     hub = {"train": rows, "validation": rows}
     monkeypatch.delenv("LOTTERY_NB_DATA", raising=False)
@@ -153,3 +154,20 @@ def test_a_full_model_of_other_hub_rows_is_refused(tiny_model, tmp_path, monkeyp
     hub["train"] = [row | {"label": 1 - row["label"]} for row in rows]
     materials.cache_clear()
     with pytest.raises(BadInput, match="the Hub's rows of sst2 changed since the full model .* was trained"): dense(spec, tmp_path)
+
+
+def test_a_session_that_stays_open_reads_what_has_changed(tiny_model, tmp_path):
+    "As in a notebook: the same spec again, in one process, after its table and its tokenizer have changed"
+    rows = lambda number: "text,label\n" + "".join(f"the film was {word} {i},{label}\n" for i in range(number) for word, label in (("good", "yes"), ("bad", "no")))
+    table, model = tmp_path/"reviews.csv", tmp_path/"model"
+    shutil.copytree(tiny_model, model)
+    spec = TicketSpec(task=str(table), model=str(model), method="omp", sparsity=.5, max_steps=2)
+    table.write_text(rows(20))
+    first = lt.run(spec, tmp_path/"runs")
+    assert local_size(data_only(spec)) == len(materials(spec).data["train"])
+    table.write_text(rows(30))
+    second = lt.run(spec, tmp_path/"runs")
+    assert first["id"] != second["id"] and sum(map(len, materials(spec).data.values())) == 60
+    assert local_size(data_only(spec)) == len(materials(spec).data["train"])
+    (model/"tokenizer.json").write_text("{")
+    with pytest.raises(BadInput, match="the tokenizer of model"): lt.run(spec, tmp_path/"runs")

@@ -1,5 +1,6 @@
 """Training on several tasks over one encoder, against a loop written out."""
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lottery_nb.joint import Batches, Joint, finetune_jointly
 from lottery_nb.masks import Mask
 from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import get_task
-from lottery_nb.training import encoded, mask_tokens
+from lottery_nb.training import by_length, encoded, mask_tokens
 from lottery_nb.weights import prunable
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog sleeps barks now well".split()
@@ -95,3 +96,14 @@ def test_each_task_gets_its_own_steps_spread_evenly(lengths):
     for which in (0, 1): assert [row for row in seen if row[0] == which] == [alone[which].rows(turn) for turn in range(lengths[which])]
     for number in range(1, len(seen) + 1):
         for which in (0, 1): assert abs(sum(row[0] == which for row in seen[:number]) - lengths[which]*number/len(seen)) <= 1
+
+
+def test_a_task_by_length_has_batches_of_its_own(tmp_path):
+    "Its examples come once an epoch, in the order of `by_length`; the other task is left as it is"
+    features = [encoded(spec, task, data, TOKENIZER, "train") for spec, task, data in zip(SPECS, TASKS, DATA)]
+    plain, sorted_ = (Batches(features, [8, 4], TOKENIZER, 0, [8, 6], kinds) for kinds in (None, ["length", "shuffled"]))
+    rows = [row for number in range(len(sorted_)) for which, some in [sorted_.rows(number)] if not which for row in some]
+    lengths = [len(ids) for ids in features[0]["input_ids"]]
+    assert rows == by_length(lengths, 8, 0, 0) + by_length(lengths, 8, 0, 1)
+    assert all(plain.rows(number) == sorted_.rows(number) for number in range(len(plain)) if plain.rows(number)[0])
+    finetune_jointly(nets(), TASKS, DATA, TOKENIZER, [replace(SPECS[0], batches="length"), SPECS[1]], tmp_path, lengths=[2, 2])

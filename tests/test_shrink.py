@@ -1,27 +1,36 @@
 "Smaller models: what a unit costs, the best exchange, and folders that load three ways, against independent twins"
 import itertools
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForSequenceClassification, BertTokenizerFast, DistilBertConfig, DistilBertForSequenceClassification, ElectraConfig,
                           ElectraForSequenceClassification, MPNetConfig, MPNetForSequenceClassification, RobertaConfig, RobertaForSequenceClassification,
                           pipeline)
 
+from lottery_nb.baseline import materials
 from lottery_nb.cli import main
-from lottery_nb.files import BadInput, read_json
-from lottery_nb.gates import flops, gate, load_smaller, open_gates, sensitivity, smaller
+from lottery_nb.files import BadInput, read_json, write_json
+from lottery_nb.gates import at_full_size, flops, gate, gates_of, load_smaller, mlp_widths, open_gates, sensitivity, sizes_left, smaller
 from lottery_nb.models import load_model
+from lottery_nb.pareto import Point, write_pareto
 from lottery_nb.running import run
-from lottery_nb.shrinking import Found, Wish, random_like, search_score, search_structure, shrink
+from lottery_nb.shrinking import Found, Wish, able, gates_of_run, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
-from lottery_nb.small import modelling, normal_equations, onnx_logits, plain_width, reweighted, solved, tapped, write_small
-from lottery_nb.spec import RunSpec, StructuredSpec
+from lottery_nb.small import ONNX_FILES, OnnxModel, exported, in_onnx, modelling, normal_equations, plain_width, reweighted, solved, tapped, write_small
+from lottery_nb.spec import RunSpec, StructuredSpec, TicketSpec
 from lottery_nb.tasks import get_task
+from lottery_nb.tickets import Ticket
+from lottery_nb.training import encoded, predict
 
+FILES = {"torch": "model.safetensors"} | ONNX_FILES
 SIZE = dict(vocab_size=14, num_labels=2)
 BERT_SIZE = SIZE | dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12, max_position_embeddings=40)
 KINDS = {
@@ -171,8 +180,19 @@ def test_reweighting_brings_the_first_sub_layer_closer(model, batch):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "bert"])
+def test_a_cut_model_at_full_size_answers_as_it_did(kind, model):
+    torch.manual_seed(0)
+    net = model if kind == "bert" else KINDS[kind]().eval()
+    structure = uneven(net)
+    cut = smaller(net, structure.gates, neurons=structure.neurons).eval()
+    full = at_full_size(cut)
+    with torch.no_grad(): torch.testing.assert_close(full(IDS).logits, cut(IDS).logits, rtol=1e-5, atol=1e-6)
+    assert open_gates(full) == open_gates(net) and sizes_left(cut)[1].sum(1).tolist() == structure.neurons.sum(1).tolist()
+
+
 def written(net, tokenizer, folder, **options):
-    return write_small(net, BertTokenizerFast.from_pretrained(tokenizer), folder, {}, "# small", **options)
+    return write_small(net, BertTokenizerFast.from_pretrained(tokenizer), folder, {}, lambda about: "# small", **options)
 
 
 def test_a_folder_loads_three_ways(model, batch, tiny_model, tmp_path):
@@ -185,9 +205,9 @@ def test_a_folder_loads_three_ways(model, batch, tiny_model, tmp_path):
     with torch.no_grad():
         for net in (AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval(), load_smaller(folder)):
             torch.testing.assert_close(net(**inputs).logits, gated, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(onnx_logits(folder/"model.onnx")(inputs), gated, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(OnnxModel(folder/"model.onnx")(**inputs).logits, gated, rtol=1e-4, atol=1e-5)
     other = torch.randint(5, 14, (3, 5))
-    with torch.no_grad(): torch.testing.assert_close(onnx_logits(folder/"model.onnx")({"input_ids": other}), load_smaller(folder)(other).logits, rtol=1e-4, atol=1e-5)
+    with torch.no_grad(): torch.testing.assert_close(OnnxModel(folder/"model.onnx")(other).logits, load_smaller(folder)(other).logits, rtol=1e-4, atol=1e-5)
     answer = pipeline("text-classification", model=str(folder), trust_remote_code=True)("the film was good")
     assert 0 <= answer[0]["score"] <= 1
 
@@ -231,10 +251,10 @@ def test_the_budget_is_corrected_until_the_measured_share_fits(model, batch):
     "A table that is wrong by a third: what is measured decides"
     gradients, costs = felt(model, [batch]), counted_costs(model, 9)
     full = costs.total(whole(model))
-    found = search_structure(gradients, costs, .5, lambda structure: 1.33 * costs.total(structure) / full)
+    found = search_structure(gradients, costs, whole(model), .5, lambda structure: 1.33 * costs.total(structure) / full)
     assert found.share == pytest.approx(.5, rel=.1)
     with pytest.raises(BadInput, match="the model cannot be 1e\\+03 times as small or fast: without any head or neuron it is 10 times"):
-        search_structure(gradients, costs._replace(rest=full / 9), .001, lambda structure: 1.)
+        search_structure(gradients, costs._replace(rest=full / 9), whole(model), .001, lambda structure: 1.)
 
 
 def test_a_score_is_held_by_the_smallest_seen():
@@ -245,7 +265,7 @@ def test_a_score_is_held_by_the_smallest_seen():
 
 def test_random_removal_has_the_same_sizes(model):
     structure = uneven(model)
-    other = random_like(structure, 1)
+    other = random_like(structure, whole(model), 1)
     assert other.heads.sum(1).tolist() == structure.heads.sum(1).tolist() and other.neurons.sum(1).tolist() == structure.neurons.sum(1).tolist()
     assert not np.array_equal(other.neurons, structure.neurons)
 
@@ -263,9 +283,9 @@ def spec(tiny_model, tiny_data): return RunSpec(task=str(tiny_data), model=str(t
 def test_the_whole_road_and_back_again(spec, tmp_path, monkeypatch):
     "A second call makes the same folder from the stages of the first, and its folder is a model that can be asked"
     wish = Wish(speedup=1.5, target="flops", retrain=4)
-    one = shrink(spec, wish, tmp_path/"one", tmp_path/"runs", onnx=False)
+    one = shrink(spec, wish, tmp_path/"one", tmp_path/"runs", onnx=False, pareto=False)
     monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained again"))
-    shrink(spec, wish, tmp_path/"two", tmp_path/"runs", onnx=False)
+    shrink(spec, wish, tmp_path/"two", tmp_path/"runs", onnx=False, pareto=False)
     assert (tmp_path/"one"/"model.safetensors").read_bytes() == (tmp_path/"two"/"model.safetensors").read_bytes()
     assert one["share"] <= .66671 and one["parameters"] < one["parameters_full"] and one["retrain_steps"] == 4
     card = (tmp_path/"one"/"README.md").read_text()
@@ -273,9 +293,129 @@ def test_the_whole_road_and_back_again(spec, tmp_path, monkeypatch):
 
 
 def test_a_budget_in_parameters(spec, tmp_path):
-    about = shrink(spec, Wish(parameters=1500, retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False)
+    about = shrink(spec, Wish(parameters=1500, retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False, pareto=False)
     sizes = 16 * 16 * 4 // 2 * sum(about["heads"]) + 2 * 16 * sum(about["widths"])
     assert 0 < sizes <= 1500 and about["score_retrained"] is None
+
+
+def test_the_files_are_judged_and_drawn(spec, tmp_path):
+    "What card, table and picture say of the ONNX files is what they give when they are asked again"
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    about, folder = shrink(spec, Wish(speedup=1.5, target="flops", retrain=2), tmp_path/"small", tmp_path/"runs"), tmp_path/"small"
+    task, data, tokenizer = materials(spec)
+    features = encoded(spec, task, data, tokenizer, task.evaluation[0])
+    logits = {name: predict(net, task, features, tokenizer) for name, net in {"torch": load_smaller(folder), **exported(folder)}.items()}
+    for name, one in about["files"].items():
+        assert one["difference"] == pytest.approx(np.abs(logits[name] - logits["torch"]).max(), abs=1e-6)
+        assert one["score"] == pytest.approx((logits[name].argmax(1) == features["labels"]).mean()) and one["bytes"] == (folder/FILES[name]).stat().st_size
+    assert about["files"]["onnx"]["difference"] < min(1e-4, about["files"]["int8"]["difference"])
+    table, card = pd.read_csv(folder/"pareto.csv"), (folder/"README.md").read_text()
+    assert {"full model", "full model, int8", "search", "random removal", "chosen", "chosen, int8", "chosen, not retrained"} <= set(table.kind)
+    assert table[table.kind == "chosen"].score.item() == pytest.approx(about["score_retrained"])
+    assert "![score against milliseconds](pareto.png)" in card and "| model.int8.onnx |" in card
+    assert (folder/"pareto.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (folder/"pareto.svg").read_text()
+
+
+def test_a_target_of_onnx_is_timed_by_onnxruntime(spec, tmp_path, monkeypatch):
+    "Whatever is compared in the search is a session; the times are made up here"
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    timed = []
+    def latency(models, *_, **__):
+        timed.extend(models.values())
+        return {name: 1. if name in ("full", "whole") else .7 for name in models}
+    for module in ("sizes", "shrinking"): monkeypatch.setattr(f"lottery_nb.{module}.latency", latency)
+    monkeypatch.setenv("LOTTERY_NB_CACHE", str(tmp_path/"cache"))
+    about = shrink(spec, Wish(speedup=1/.7, target="onnx", retrain=0), tmp_path/"small", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["share"] == .7 and about["speedup_batch_32"] == round(1/.7, 3) and "by onnxruntime" in (tmp_path/"small"/"README.md").read_text()
+    assert len(timed) > 20 and {type(net).__name__ for net in timed[:-1]} == {"OnnxModel"}
+
+
+def test_without_the_extras_one_sentence_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("lottery_nb.extras.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"pip install 'lottery-nb\[deploy\]'"): Wish(speedup=2, target="onnx")
+    points = [Point("full model", .9, 2., 1.), Point("search", .8, 1., 2.), Point("search", .7, 1.5, 1.3)]
+    assert "pip install 'lottery-nb[report]'" in write_pareto(points, tmp_path, "accuracy")
+    assert pd.read_csv(tmp_path/"pareto.csv").unbeaten.tolist() == [True, False, True] and not (tmp_path/"pareto.png").exists()
+
+
+def test_an_export_that_fails_is_one_sentence_where_it_is_timed(model, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no such operator")))
+    with pytest.raises(BadInput, match="target onnx needs an export of the model, which failed: no such operator"): in_onnx(model)
+
+
+@pytest.fixture(scope="module")
+def folders(model, tiny_model, tmp_path_factory):
+    "Two small models with heads for the task: one plain, one whose layers differ"
+    place, full = tmp_path_factory.mktemp("folders"), whole(model)
+    parts = {"plain": Structure(full.heads, np.arange(32) < np.full((2, 1), 20)), "uneven": uneven(model)}
+    return {name: written(smaller(model, part.gates, neurons=part.neurons), tiny_model, place/name, onnx=False) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "uneven"])
+def test_a_small_folder_is_a_model_again(kind, folders, tiny_data, tmp_path):
+    "As the weights that a ticket run starts from, and as what is made smaller still"
+    folder, given = folders[kind], dict(task=str(tiny_data), batch_size=8, max_steps=3, max_length=16)
+    net = load_model(str(folder), get_task("sst2"), 0, own=True)
+    with torch.no_grad(): torch.testing.assert_close(net(IDS).logits, load_smaller(folder)(IDS).logits if kind == "uneven" else AutoModelForSequenceClassification.from_pretrained(folder).eval()(IDS).logits)
+    result = run(TicketSpec(model=str(folder), method="omp", sparsity=.5, **given), tmp_path/"runs")
+    assert result["sparsity"] == pytest.approx(.5, abs=.01)
+    about = shrink(RunSpec(model=str(folder), **given), Wish(speedup=1.3, target="flops", retrain=2), tmp_path/"smaller", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["share"] <= 1/1.3 + 1e-4 and about["parameters_full"] == sum(p.numel() for p in net.parameters())
+    assert all(new <= old for new, old in zip(about["widths"], mlp_widths(net))) and all(new <= old for new, old in zip(about["heads"], gates_of(net).heads.sum(1)))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path/"smaller", trust_remote_code=True).eval()
+    with torch.no_grad(): torch.testing.assert_close(again(IDS).logits, load_smaller(tmp_path/"smaller")(IDS).logits)
+
+
+def test_structured_pruning_of_a_small_folder_is_refused_before_it_trains(folders, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(BadInput, match="gates need a whole model, but heads or the MLP of layer 0 have been removed: it is a small model already"):
+        run(StructuredSpec(model=str(folders["uneven"]), task=str(tiny_data), max_steps=3, max_length=16), tmp_path/"runs")
+
+
+def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_path, monkeypatch):
+    "A head that says no more than a guess is"
+    done = shrink(replace(spec, epochs=8., max_steps=None, learning_rate=2e-3), Wish(speedup=1.2, target="flops", retrain=60), tmp_path/"one", tmp_path/"runs", onnx=False, pareto=False)
+    assert done["score_retrained"] > done["majority"]
+    monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained again"))
+    again = replace(spec, model=str(tmp_path/"one"))
+    about = shrink(again, Wish(speedup=1.2, target="flops", retrain=0), tmp_path/"two", tmp_path/"runs", onnx=False, pareto=False)
+    assert about["score_full"] == done["score_retrained"]
+    monkeypatch.setattr("lottery_nb.shrinking.judge", lambda spec, net: {about["metric"]: 0.})
+    with pytest.raises(BaseException, match="trained again"): able(again, tmp_path/"runs")
+
+
+@pytest.fixture(scope="module")
+def kept_run(tiny_model, tiny_data, tmp_path_factory):
+    "A finished ticket run that kept its model"
+    root = tmp_path_factory.mktemp("kept")
+    spec = TicketSpec(task=str(tiny_data), model=str(tiny_model), method="omp", sparsity=.5, keep_model=True, batch_size=8, max_steps=6, max_length=16)
+    return root/run(spec, root)["id"]
+
+
+def test_a_ticket_is_written_plainly_with_its_zeros(kept_run, tmp_path, capsys):
+    "The card says by measurement that zeros save no time"
+    assert main(["shrink", "--run", str(kept_run), "--out", str(tmp_path/"zeros"), "--no-onnx"]) == 0
+    assert "Zeros alone do not make it faster here" in capsys.readouterr().out
+    plain, about, mask = AutoModelForSequenceClassification.from_pretrained(tmp_path/"zeros").eval(), read_json(tmp_path/"zeros"/"shrink.json"), Ticket.load(kept_run/"ticket").mask
+    assert all(not plain.get_parameter(name).detach()[~kept].any() for name, kept in mask.items())
+    assert about["zeros"] == mask.total - mask.kept and about["share"] > 0 and not (tmp_path/"zeros"/"modeling_small.py").exists()
+    assert about["score"] == read_json(kept_run/"result.json")["score"]
+
+
+def test_a_ticket_without_its_model_or_with_another_is_refused(kept_run, tiny_model, tiny_data, tmp_path, capsys):
+    out, broken = tmp_path/"zeros", tmp_path/"broken"
+    shutil.copytree(kept_run, broken)
+    weights = load_file(broken/"retrained"/"model"/"model.safetensors")
+    name = next(iter(Ticket.load(kept_run/"ticket").mask))
+    save_file(weights | {name: torch.ones_like(weights[name])}, broken/"retrained"/"model"/"model.safetensors", metadata={"format": "pt"})
+    assert main(["shrink", "--run", str(broken), "--out", str(out)]) == 2 and f"{name} has values where the mask has none" in capsys.readouterr().err
+    shutil.rmtree(broken/"retrained"/"model")
+    assert main(["shrink", "--run", str(broken), "--out", str(out)]) == 2 and "has not kept its model: run it again with --keep-model true" in capsys.readouterr().err
+    assert main(["shrink", "--run", str(kept_run), "--gates", "good", "--out", str(out)]) == 2 and "has no good gates" in capsys.readouterr().err
+    assert not out.exists()
+    out.mkdir()
+    assert main(["shrink", "--run", str(kept_run), "--out", str(out)]) == 2 and "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, said", [
@@ -283,13 +423,18 @@ def test_a_budget_in_parameters(spec, tmp_path):
     ([], "give one of speedup, latency_ms, parameters, keep_score and gates, got none"),
     (["--speedup", "0.5"], "speedup must be more than 1, got 0.5"),
     (["--keep-score", "1.5"], "keep_score must be more than 0 and at most 1, got 1.5"),
-    (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, flops; got 'tpu'"),
+    (["--speedup", "2", "--target", "tpu"], "target must be one of cpu, onnx, flops; got 'tpu'"),
     (["--speedup", "2", "--retrain", "-1"], "retrain must be at least 0, got -1"),
-    (["--latency-ms", "5", "--target", "flops"], "latency_ms is measured: target must be cpu, got 'flops'"),
+    (["--latency-ms", "5", "--target", "flops"], "latency_ms is measured: target must be cpu or onnx, got 'flops'"),
     (["--gates", "good"], "run and gates belong together"),
     (["--gates", "fine"], "gates must be one of good, random, bad"),
     (["--parameters", "999999999", "--max-steps", "1"], "the full model is as small and fast as that already"),
     (["--speedup", "2", "--sparsity", "0.5"], "field must be one of"),
+    (["--speedup", "1e6", "--target", "flops"], "the model cannot be 1e+06 times as small or fast: no head and no neuron would be left; with one it is "),
+    (["--parameters", "1"], "times as small or fast: no head and no neuron would be left; with one it is "),
+    (["--latency-ms", "1e-6"], "times as small or fast: "),
+    (["--speedup", "2", "--task", "mlm"], "task mlm has no labels of sentences: shrink takes tasks of classes or numbers"),
+    (["--run", "no/such/run", "--gates", "good"], "no/such/run"),
 ])
 def test_bad_input_is_one_sentence_and_leaves_nothing(words, said, tiny_model, tiny_data, tmp_path, capsys):
     code = main(["shrink", "--model", str(tiny_model), "--task", str(tiny_data), "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--max-length", "16", *words])
@@ -313,11 +458,41 @@ def test_a_damaged_folder_is_refused(model, tiny_model, tmp_path):
     with pytest.raises(BadInput): load_smaller(folder)
 
 
+@pytest.mark.parametrize("damage", ["weights cut short", "no weights", "gates of another model", "gates that are none", "no tokenizer", "config cut short"])
+def test_a_damaged_folder_is_one_sentence_as_a_model(damage, folders, tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(folders["uneven"], tmp_path/"damaged")
+    config = read_json(folder/"config.json")
+    rewrite = lambda **values: (folder/"config.json").write_text(json.dumps(config | values))
+    {"weights cut short": lambda: (folder/"model.safetensors").write_bytes((folder/"model.safetensors").read_bytes()[:-7]),
+     "no weights": lambda: (folder/"model.safetensors").unlink(),
+     "gates of another model": lambda: rewrite(gates=config["gates"] | {"head_mask": [[1, 1], [1, 1]]}),
+     "gates that are none": lambda: rewrite(gates="all"),
+     "no tokenizer": lambda: [path.unlink() for path in folder.glob("tokenizer*")],
+     "config cut short": lambda: (folder/"config.json").write_text('{"model_type": "bert",')}[damage]()
+    code = main(["shrink", "--model", str(folder), "--task", str(tiny_data), "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--max-length", "16",
+                 "--max-steps", "2", "--speedup", "1.2", "--target", "flops"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and str(folder) in error and not (tmp_path/"small").exists()
+
+
+def test_gates_of_another_model_are_refused(model, tmp_path):
+    write_json(tmp_path/"result.json", {"gates": {"good": {"head_mask": [[1] * 8] * 2, "mlp_mask": [1, 1]}}})
+    with pytest.raises(BadInput, match=f"are for 2 layers of 8 heads, this model has 2 of {model.config.num_attention_heads}"): gates_of_run(tmp_path, "good", model)
+
+
+def test_an_exporter_that_fails_is_in_the_card(spec, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no such operator")))
+    about = shrink(spec, Wish(speedup=1.5, target="flops", retrain=0), tmp_path/"small", tmp_path/"runs", pareto=False)
+    assert about["onnx"] == "not written: no such operator" and list(about["files"]) == ["torch"]
+    assert "ONNX: not written: no such operator." in (tmp_path/"small"/"README.md").read_text()
+
+
 def test_the_gates_of_a_structured_run_become_a_folder(tiny_model, tiny_data, tmp_path):
     "The folder is the model that the run has pruned, before it is retrained"
     found = StructuredSpec(task=str(tiny_data), model=str(tiny_model), batch_size=8, max_steps=6, max_length=16)
     folder = tmp_path/"runs"/run(found, tmp_path/"runs")["id"]
-    assert main(["shrink", "--run", str(folder), "--gates", "random", "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--retrain", "0", "--no-onnx"]) == 0
+    assert main(["shrink", "--run", str(folder), "--gates", "random", "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--retrain", "0", "--no-onnx", "--no-pareto"]) == 0
     about, gates = read_json(tmp_path/"small"/"shrink.json"), read_json(folder/"result.json")["gates"]["random"]
     assert about["heads"] == np.array(gates["head_mask"]).sum(1).tolist() and about["widths"] == [32 * kept for kept in gates["mlp_mask"]]
     assert load_smaller(tmp_path/"small").config.gates["head_mask"] == gates["head_mask"]

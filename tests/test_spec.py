@@ -62,7 +62,7 @@ BAD = [(dict(sparsity=-.1), r"sparsity must be in \[0, 1\), got -0.1"), (dict(sp
        (dict(epochs=True), "epochs must be float"), (dict(scope="layer"), "scope must be one of global, matrix, erk or N:M"),
        (dict(scope="2:4"), "scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"), (dict(scope="0:4"), "scope 0:4 must keep at least 1"),
        (dict(score_examples=0), "score_examples must be at least 1"), (dict(score_at="start"), "score_at must be one of"), (dict(movement="firm"), "movement must be one of hard, soft"),
-       (dict(round_steps=0), "round_steps must be at least 1")]
+       (dict(round_steps=0), "round_steps must be at least 1"), (dict(batches="sorted"), "batches must be one of shuffled, length")]
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=[f"{number}-{next(iter(values))}" for number, (values, _) in enumerate(BAD)])
@@ -122,6 +122,7 @@ def test_a_grid_that_is_a_folder_or_no_text_is_named(tmp_path):
 def test_every_grid_in_the_repository_is_valid(monkeypatch):
     from pathlib import Path
     for name in ("MODEL", "TEXT", "DATA"): monkeypatch.setenv(f"LOTTERY_NB_{name}", f"my/{name.lower()}")
+    monkeypatch.setenv("LOTTERY_NB_TASK", "sst2")
     grids = sorted((Path(__file__).parent.parent/"grids").glob("*.yaml"))
     assert grids and all(read_grid(path) for path in grids)
 

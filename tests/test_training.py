@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from lottery_nb.files import BadInput
 from lottery_nb.masks import Mask
 from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import get_task
-from lottery_nb.training import (PlainTrainer, encoded, evaluate, finetune, last_checkpoint, load_weights, mask_tokens, mlm_loss, predict,
+from lottery_nb.training import (PlainTrainer, by_length, encoded, evaluate, finetune, last_checkpoint, load_weights, mask_tokens, mlm_loss, predict,
                                  rate_share, repeatable, save_weights, settings, steps)
 from lottery_nb.weights import prunable
 
@@ -43,6 +44,7 @@ def sentences(n, seed):
 
 DATA = {"train": sentences(75, 0), "dev": sentences(41, 1)}
 SPEC = RunSpec(task="sst2", batch_size=8, epochs=3, learning_rate=3e-3, warmup=.1, max_length=16)   # 10 steps an epoch, the last of 3 examples
+BY_LENGTH = replace(SPEC, batches="length")
 MLM_SPEC = RunSpec(task="mlm", batch_size=4, epochs=3, learning_rate=3e-3, warmup=.1, max_length=16)
 
 
@@ -111,26 +113,28 @@ def test_the_line_is_transformers_line(total, warmup):
 
 # The same bytes
 
-def test_the_same_spec_gives_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("spec", [SPEC, BY_LENGTH], ids=["shuffled", "length"])
+def test_the_same_spec_gives_the_same_bytes(tmp_path, spec):
     nets = [new_net() for _ in range(4)]
     runs = []
     for i, net in enumerate(nets):
         torch.manual_seed(i); np.random.seed(i); random.seed(i)
-        runs.append(finetune(net, SST2, DATA, TOKENIZER, SPEC, tmp_path/str(i), order=i//2))
+        runs.append(finetune(net, SST2, DATA, TOKENIZER, spec, tmp_path/str(i), order=i//2))
     assert same(nets[0], nets[1]) and runs[0].history.equals(runs[1].history)
     assert same(nets[2], nets[3]) and not same(nets[0], nets[2])   # another round sees another order
 
 
+@pytest.mark.parametrize("spec", [SPEC, BY_LENGTH], ids=["shuffled", "length"])
 @pytest.mark.parametrize("passes", [1, 9, 10, 11, 21])
-def test_resume_after_any_step(tmp_path, passes):
+def test_resume_after_any_step(tmp_path, passes, spec):
     "Within an epoch, at its end, and just after"
     whole, torn, resumed = new_net(), new_net(), new_net()
     mask = half(whole)
-    expected = finetune(whole, SST2, DATA, TOKENIZER, SPEC, tmp_path/"whole", mask=mask)
-    with pytest.raises(RuntimeError, match="killed"): finetune(bomb(torn, passes), SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask, every=0)
+    expected = finetune(whole, SST2, DATA, TOKENIZER, spec, tmp_path/"whole", mask=mask)
+    with pytest.raises(RuntimeError, match="killed"): finetune(bomb(torn, passes), SST2, DATA, TOKENIZER, spec, tmp_path/"torn", mask=mask, every=0)
     assert len(list((tmp_path/"torn").glob("checkpoint-*"))) == min(passes, 2)
     assert all(torch.equal(weight[~mask[name]], torch.zeros_like(weight[~mask[name]])) for name, weight in prunable(torn, "encoder").items())
-    run = finetune(resumed, SST2, DATA, TOKENIZER, SPEC, tmp_path/"torn", mask=mask)
+    run = finetune(resumed, SST2, DATA, TOKENIZER, spec, tmp_path/"torn", mask=mask)
     assert same(whole, resumed) and run.history.equals(expected.history)
     assert not [path.name for path in (tmp_path/"torn").iterdir() if not path.name.startswith(".")]
 
@@ -150,20 +154,21 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import *
 net = new_net()
-finetune(net, SST2, DATA, TOKENIZER, RunSpec(task="sst2", batch_size=8, max_steps=100000, learning_rate=1e-3, max_length=16), sys.argv[2], mask=half(net), every=0)
+finetune(net, SST2, DATA, TOKENIZER, RunSpec(task="sst2", batch_size=8, max_steps=100000, learning_rate=1e-3, max_length=16, batches=sys.argv[3]), sys.argv[2], mask=half(net), every=0)
 """
 
 
-def test_kill_dash_nine(tmp_path, monkeypatch):
+@pytest.mark.parametrize("batches", ["shuffled", "length"])
+def test_kill_dash_nine(tmp_path, monkeypatch, batches):
     "Another process is killed at some step of 60; this one goes on and ends where an uninterrupted training ends"
     monkeypatch.setattr(training, "HISTORY_LINES", 10**9)
     code = CHILD.replace("max_steps=100000", "max_steps=60").replace("net = new_net()", "training.HISTORY_LINES = 10**9\nnet = bomb_slow(new_net())")
-    child = subprocess.Popen([warm.command("python"), "-c", code, str(Path(__file__).parent), str(tmp_path/"torn")], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen([warm.command("python"), "-c", code, str(Path(__file__).parent), str(tmp_path/"torn"), batches], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         wait_for(lambda: any((path/"checksums.json").exists() for path in (tmp_path/"torn").glob("checkpoint-1?")), child)
     finally:
         warm.kill(child)
-    spec = RunSpec(task="sst2", batch_size=8, max_steps=60, learning_rate=1e-3, max_length=16)
+    spec = RunSpec(task="sst2", batch_size=8, max_steps=60, learning_rate=1e-3, max_length=16, batches=batches)
     whole, resumed = new_net(), new_net()
     expected = finetune(whole, SST2, DATA, TOKENIZER, spec, tmp_path/"whole", mask=half(whole))
     run = finetune(resumed, SST2, DATA, TOKENIZER, spec, tmp_path/"torn", mask=half(resumed))
@@ -240,6 +245,50 @@ def test_history_is_short_and_aligned_with_checkpoints(tmp_path):
     with pytest.raises(RuntimeError): finetune(bomb(new_net(), 20), SST2, DATA, TOKENIZER, spec, tmp_path/"torn", every=0)
     assert finetune(resumed, SST2, DATA, TOKENIZER, spec, tmp_path/"torn").history.equals(expected.history)
     assert same(whole, resumed)
+
+
+# Batches by length
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=400), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_an_epoch_by_length_has_every_example_once(lengths, size, seed, epoch):
+    order = by_length(lengths, size, seed, epoch)
+    assert sorted(order) == list(range(len(lengths))) and by_length(lengths, size, seed, epoch) == order
+
+
+def padding(order, lengths, size):
+    "Share of an epoch's tokens that is padding"
+    whole = sum(len(rows) * max(lengths[row] for row in rows) for rows in (order[i:i + size] for i in range(0, len(order), size)))
+    return 1 - sum(lengths) / whole
+
+
+@given(st.integers(0, 99))
+def test_batches_by_length_are_padded_less_and_come_in_no_order(seed):
+    "On lengths like those of single sentences: a long tail, most of them short"
+    draw = np.random.default_rng(seed)
+    lengths = np.clip(draw.lognormal(2.2, .8, 4000).round(), 3, 60).astype(int).tolist()
+    order = by_length(lengths, 32, seed, 0)
+    assert padding(order, lengths, 32) < .1 < .5 < padding(draw.permutation(4000).tolist(), lengths, 32)
+    longest = np.array([max(lengths[row] for row in order[i:i + 32]) for i in range(0, 4000, 32)])
+    assert abs(np.corrcoef(longest, np.arange(125))[0, 1]) < .4
+
+
+def test_a_training_by_length_sees_every_example_once_an_epoch(tmp_path, monkeypatch):
+    "Other batches than those of shuffled training, with fewer tokens; MLM is left as it was"
+    seen = {}
+    def watch(name):
+        def hook(module, args, inputs): seen.setdefault(name, []).append(inputs["input_ids"])
+        net = new_net()
+        net.register_forward_pre_hook(hook, with_kwargs=True)
+        return net
+    finetune(watch("shuffled"), SST2, DATA, TOKENIZER, SPEC, tmp_path/"shuffled")
+    finetune(watch("length"), SST2, DATA, TOKENIZER, BY_LENGTH, tmp_path/"length")
+    rows = {name: [[tuple(ids[ids != 0].tolist()) for batch in batches[e:e + 10] for ids in batch] for e in (0, 10, 20)] for name, batches in seen.items()}
+    expected = sorted(tuple(ids) for ids in encoded(SPEC, SST2, DATA, TOKENIZER, "train")["input_ids"])
+    assert all(sorted(epoch) == expected for epochs in rows.values() for epoch in epochs)
+    assert len({tuple(epoch) for epochs in rows.values() for epoch in epochs}) == 6
+    tokens = {name: sum(batch.numel() for batch in batches) for name, batches in seen.items()}
+    assert tokens["length"] < .9 * tokens["shuffled"]
+    assert RunSpec(task="mlm", batches="length").id == RunSpec(task="mlm").id
 
 
 # Pieces of a line
