@@ -24,6 +24,7 @@ def stepper(model: nn.Module) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=.01, fused=True)
     draw = torch.Generator().manual_seed(0)
     batch = dict(input_ids=torch.randint(1000, (BATCH, TOKENS), generator=draw), labels=torch.randint(2, (BATCH,), generator=draw))
+    batch = {name: values.to(model.device) for name, values in batch.items()}
 
     def step():
         model(**batch).loss.backward()
@@ -33,10 +34,10 @@ def stepper(model: nn.Module) -> Callable[[], None]:
     return step
 
 
-def variants(size: dict) -> dict[str, Callable[[], None]]:
+def variants(size: dict, device: str = "cpu") -> dict[str, Callable[[], None]]:
     "A step of the dense model, of a second dense one (how far equal work differs here), of the held and of the re-parametrised one"
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(vocab_size=1000, **size)).train()
+    model = BertForSequenceClassification(BertConfig(vocab_size=1000, **size)).to(device).train()
     dense, again, held, hooked = (copy.deepcopy(model) for _ in range(4))   # four copies: memory laid out alike
     mask: Mask = topk_mask(magnitude(prunable(held)), .7)
     hold(held, mask)

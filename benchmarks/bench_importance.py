@@ -22,8 +22,8 @@ SIZES = {
 def usual(model, batches):
     "The per-batch pattern: gates on the probabilities under eager attention, all weight gradients, |gradient| of the batch loss"
     config = model.config
-    heads = torch.ones(config.num_hidden_layers, config.num_attention_heads, requires_grad=True)
-    mlps = torch.ones(config.num_hidden_layers, requires_grad=True)
+    heads = torch.ones(config.num_hidden_layers, config.num_attention_heads, requires_grad=True, device=model.device)
+    mlps = torch.ones(config.num_hidden_layers, requires_grad=True, device=model.device)
     original, total = modeling_bert.eager_attention_forward, 0
 
     def attention(module, query, key, value, mask, scaling, **options):

@@ -21,15 +21,18 @@ from lottery_nb.sweep import seconds_taken, sweep
 GRIDS = Path(__file__).parent.parent/"grids"
 
 
-def tiny(folder: Path) -> TicketSpec:
-    "A one-layer BERT on sixteen sentences, one step"
+TINY = dict(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=16)
+
+
+def tiny(folder: Path, size: dict = TINY, steps: int = 1) -> TicketSpec:
+    "A small BERT on sixteen sentences, few steps"
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] the film meal was good fine bad poor".split()
     BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder/"bert")
-    BertForMaskedLM(BertConfig(vocab_size=len(words), num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=16, max_position_embeddings=16)).save_pretrained(folder/"bert")
+    BertForMaskedLM(BertConfig(vocab_size=len(words), max_position_embeddings=16, **size)).save_pretrained(folder/"bert")
     rows = [f"the {thing} was {word},{label}" for thing, (word, label) in itertools.product(("film", "meal"), (("good", 1), ("fine", 1), ("bad", 0), ("poor", 0)))]
     (folder/"reviews.csv").write_text("\n".join(["text,label", *rows * 2]) + "\n")
-    return TicketSpec(task=str(folder/"reviews.csv"), model=str(folder/"bert"), method="random", sparsity=.5, max_steps=1, max_length=16, batch_size=4)
+    return TicketSpec(task=str(folder/"reviews.csv"), model=str(folder/"bert"), method="random", sparsity=.5, max_steps=steps, max_length=16, batch_size=4)
 
 
 def seconds(action) -> float:
@@ -38,10 +41,10 @@ def seconds(action) -> float:
     return time.perf_counter() - begun
 
 
-def run_all(specs, root, workers: int = 1) -> float:
+def run_all(specs, root, workers: int = 1, devices: list[str] | None = None) -> float:
     "Seconds of a sweep; every run must succeed"
     failed = []
-    taken = seconds(lambda: failed.extend(result for _, result in sweep(specs, root, workers) if isinstance(result, Exception)))
+    taken = seconds(lambda: failed.extend(result for _, result in sweep(specs, root, workers, devices=devices) if isinstance(result, Exception)))
     assert not failed, failed[0]
     return taken
 

@@ -91,16 +91,26 @@ def exact_cuts(
     "The cut that keeps exactly so many scores"
     keys = [near.key(score.detach()).flatten() for score in scores.values()]
     if not keep: return {name: Cut(math.inf, 0, near.absolute) for name in scores}
-    above = sum(int(torch.count_nonzero(key > near.threshold + reach)) for key in keys)
-    window = torch.cat([key[(key >= near.threshold - reach) & (key <= near.threshold + reach)] for key in keys])
+    above = sum(_above(key, near.threshold + reach) for key in keys)
+    window = torch.cat([_between(key, near.threshold - reach, near.threshold + reach) for key in keys])
     if not above < keep <= above + len(window):
         if reach == math.inf: raise Diverged(f"the scores have a NaN: the mask training has diverged, {REMEDY}")
         return exact_cuts(scores, keep, near)
     threshold = _largest(window, keep - above)
-    ties = keep - above - int(torch.count_nonzero(window > threshold))
+    ties = keep - above - _above(window, threshold)
     if ties == int(torch.count_nonzero(window == threshold)):
         return dict.fromkeys(scores, Cut(threshold, None, near.absolute))
     return dict(zip(scores, _tie_rules(keys, threshold, ties, near.absolute)))
+
+def _above(values: Tensor, threshold: float) -> int:
+    "How many are larger; on a CPU numpy compares three times as fast"
+    return int(torch.count_nonzero(values > threshold) if values.is_cuda else np.count_nonzero(values.numpy() > threshold))
+
+def _between(values: Tensor, low: float, high: float) -> Tensor:
+    "Those in a range, ends included"
+    if values.is_cuda: return values[(values >= low) & (values <= high)]
+    known = values.numpy()
+    return torch.from_numpy(known[(known >= low) & (known <= high)])
 
 def _largest(values: Tensor, rank: int) -> float:
     "The value of a rank, 1 = the largest; by partition on a CPU"
@@ -199,19 +209,24 @@ def straight_through(
     return weight * (binarise(score, cut).to(weight.dtype) + (score - score.detach()))
 
 # %% ../nbs/33_tamt.ipynb #659a6baf
+def _survivors(weight: Tensor, score: Tensor, cut: Cut | GroupCut) -> Tensor:
+    "W∘M in one buffer: a mask in the type of the weights is not converted"
+    if isinstance(cut, GroupCut) or cut.ties is not None: return weight * binarise(score, cut)
+    return torch.ge(cut.key(score), cut.threshold, out=torch.empty_like(weight)).mul_(weight)
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, score, cut):
         ctx.save_for_backward(x, weight, score)
         ctx.cut = cut
-        return F.linear(x, weight * binarise(score, cut), bias)
+        return F.linear(x, _survivors(weight, score, cut), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight, score = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        grad_x = grad @ (weight * binarise(score, ctx.cut)) if ctx.needs_input_grad[0] else None
+        grad_x = grad @ _survivors(weight, score, ctx.cut) if ctx.needs_input_grad[0] else None
         grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, (flat.T @ x.flatten(0, -2)).mul_(weight), None
 
