@@ -1,9 +1,14 @@
-"""Smaller models at equal measured time: `python benchmarks/bench_shrink.py OUT`. The search beside dropped last layers, random gates, magnitudes and s-pruning.
+"""Smaller models at equal measured time: the search beside dropped last layers, random gates, magnitudes and s-pruning, `python benchmarks/bench_shrink.py`.
 
+Bare, on the micro model, in minutes. On real English, with LOTTERY_NB_DATA naming GLUE's folder, in hours:
+    python benchmarks/bench_shrink.py --out studies/shrink --model minilm --tasks sst2 mrpc stsb --speedups 2 1.5 3 --steps 2000 --retrain 1000 --learning-rate 5e-5
+
+The lottery question on top (--methods "pre-trained" "random weights" "ticket inside"): the search's structure, retrained from weights before fine-tuning.
 Every structure is timed in turns with the full model; baselines are the nearest that their rule gives to the time asked. Each is scored, then retrained for
-as many steps by the same teacher. OUT/bench_shrink.csv grows row by row; a second call goes on where the first ended. Set LOTTERY_NB_DATA to GLUE's folder."""
+as many steps by the same teacher. OUT/bench_shrink.csv grows row by row; a second call goes on where the first ended."""
 import argparse
 import copy
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -11,17 +16,23 @@ from typing import Any, Iterator
 import pandas as pd
 import torch
 
-from lottery_nb.baseline import beside_guess, target_spec
+from lottery_nb.baseline import beside_guess, target_spec, theta0
 from lottery_nb.files import atomic, short_hash
 from lottery_nb.gates import importance, latency, open_gates, smaller
+from lottery_nb.masks import Mask
 from lottery_nb.methods import calibration_batches
+from lottery_nb.models import start_weights
+from lottery_nb.scores import magnitude
+from lottery_nb.select import topk_mask
 from lottery_nb.shrinking import Ground, Wish, cut_down, felt_once, ground_of, random_like, retrained_small, scale_of, search_structure
 from lottery_nb.sizes import SECONDS, Felt, Structure, whole
 from lottery_nb.spec import RunSpec
 from lottery_nb.subnetworks import prune_gates
-from lottery_nb.weights import architecture, encoder_layers
+from lottery_nb.weights import architecture, encoder_layers, prunable
 
 METHODS = ("search", "last layers", "random", "magnitude", "s-pruning")
+STARTS = ("pre-trained", "random weights", "ticket inside")   # the lottery question: what the search's structure is retrained from
+INSIDE = .5   # share of the smaller model's matrices that its ticket prunes
 EXAMPLES = 256   # training examples for s-pruning's importance, at every step of its loop
 
 
@@ -79,10 +90,22 @@ def candidates(ground: Ground, share: float, methods: list[str]) -> Iterator[tup
         if method == "s-pruning":
             kept = s_pruned(ground, share)
             yield method, kept, cut(kept), 0.
+        if method in STARTS: yield method, found, started(ground, found, method), 0.
         if method == "last layers":
             shares = timed(ground, {str(count): without_last(model, count) for count in range(1, model.config.num_hidden_layers)}, ground.wish.batch)
             count = int(min(shares, key=lambda name: abs(shares[name] - share)))
             yield method, count, without_last(model, count), 0.
+
+
+def started(ground: Ground, found: Structure, start: str) -> Any:
+    "The search's structure with pre-trained weights, or with random ones, and a fresh head"
+    weights = start_weights(theta0(target_spec(ground.spec)), "reinit" if start == "random weights" else "pretrained", ground.spec.seed)
+    return smaller(weights, found.gates, neurons=found.neurons).eval()
+
+
+def ticket_inside(cut: Any, start: str) -> Mask | None:
+    "The largest weights of what is left, by which single weights are pruned inside a smaller model"
+    return topk_mask(magnitude(prunable(cut)), INSIDE) if start == "ticket inside" else None
 
 
 def kept_said(kept: Any) -> tuple[str, str]:
@@ -93,8 +116,9 @@ def kept_said(kept: Any) -> tuple[str, str]:
 def row_of(ground: Ground, speedup: float, method: str, kept: Any, cut: Any, seconds: float, steps: int) -> dict:
     "What one structure gives before and after retraining"
     shares = {batch: timed(ground, {"cut": cut}, batch)["cut"] for batch in (1, ground.wish.batch)}
-    pruned, key = ground.score(cut), {"structure": short_hash({"kept": [part.tolist() for part in vars(kept).values()] if isinstance(kept, Structure) else kept, "method": method})}
-    retrained = retrained_small(cut, ground.model, ground.spec, steps, key, ground.root)
+    units = [part.tolist() for part in vars(kept).values()] if isinstance(kept, Structure) else kept
+    pruned, key = ground.score(cut), {"structure": short_hash({"kept": units, "method": method})}
+    retrained = retrained_small(cut, ground.model, ground.spec, steps, key, ground.root, ticket_inside(cut, method))
     heads, neurons = kept_said(kept)
     return {"method": method, "speedup_asked": speedup, "speedup_batch_1": 1/shares[1], f"speedup_batch_{ground.wish.batch}": 1/shares[ground.wish.batch],
             "score_pruned": pruned, "score_retrained": ground.score(retrained), "search_seconds": seconds, "heads": heads, "neurons": neurons,
@@ -135,20 +159,21 @@ def gain_kept(table: pd.DataFrame) -> pd.DataFrame:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "stsb"])
-    parser.add_argument("--speedups", nargs="+", type=float, default=[2., 1.5, 3.])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=600, help="of the full model's training")
-    parser.add_argument("--retrain", type=int, default=300, help="steps for every smaller model")
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--out", type=Path, help="folder of runs and table; none: a temporary one")
+    parser.add_argument("--model", default="micro")
+    parser.add_argument("--tasks", nargs="+", default=["sst2"])
+    parser.add_argument("--speedups", nargs="+", type=float, default=[2.])
+    parser.add_argument("--methods", nargs="+", choices=METHODS + STARTS, default=list(METHODS), help="the last three: other weights")
+    parser.add_argument("--steps", type=int, default=150, help="of the full model's training")
+    parser.add_argument("--retrain", type=int, default=100, help="steps for every smaller model")
+    parser.add_argument("--learning-rate", type=float, help="none: the model's own")
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32, help="examples of a forward pass that is timed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    given.out = given.out or Path(tempfile.mkdtemp(prefix="bench_shrink_"))
     path = given.out/"bench_shrink.csv"
     given.out.mkdir(parents=True, exist_ok=True)
     for task in given.tasks: one_task(task, given, path)

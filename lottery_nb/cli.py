@@ -11,9 +11,9 @@ __all__ = ['GROUPS', 'app', 'ticket_app', 'Runs', 'Json', 'Force', 'DryRun', 'Re
            'reasons', 'report', 'status_rows', 'status_lines', 'watched', 'status_command', 'shown_table', 'summarised',
            'results_command', 'claims_command', 'info', 'verify_command', 'import_command', 'export_command',
            'combine_command', 'save_ticket', 'push_command', 'pull_command', 'compare_command', 'agreement_command',
-           'report_command', 'show_page', 'annotate_command', 'explore_command', 'shrink_command', 'models_command',
-           'Check', 'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check', 'data_check',
-           'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
+           'report_command', 'show_page', 'annotate_command', 'explore_command', 'told_small', 'shrink_command',
+           'models_command', 'Check', 'package_checks', 'device_check', 'folder_check', 'disk_check', 'leftover_check',
+           'data_check', 'template_checks', 'kernel_check', 'answers', 'hub_check', 'checks', 'doctor', 'door', 'main']
 
 # %% ../nbs/62_cli.ipynb #b2b35257
 import inspect
@@ -843,6 +843,15 @@ def explore_command(
     from lottery_nb.explorer import explorer_notebook
     show_page(explorer_notebook(runs), open_lab, port)
 
+# %% ../nbs/62_cli.ipynb #062dc195
+def told_small(
+    about: dict,     # what `shrink.json` says
+    out: Path,       # the folder
+    as_json: bool,   # that, or its card
+):
+    "Say what was written"
+    typer.echo(json.dumps(about) if as_json else (out/"README.md").read_text(encoding="utf-8"))
+
 # %% ../nbs/62_cli.ipynb #ee72001c
 @app.command("shrink", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def shrink_command(
@@ -854,7 +863,7 @@ def shrink_command(
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of a forward pass.")] = None,
     parameters: Annotated[int | None, typer.Option(help="Of the encoder's matrices, at most.")] = None,
     keep_score: Annotated[float | None, typer.Option(help="Share of the full score to keep untrained.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of a structured run, whose model, task and gates are taken.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a structured run (with --gates), or of a ticket's that kept its model.")] = None,
     gates: Annotated[str | None, typer.Option(help="Of that run: good, random or bad.")] = None,
     target: Annotated[str, typer.Option(help="What a speed-up is of: cpu or onnx (measured here), or flops.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Examples of a forward pass that is timed.")] = 32,
@@ -867,15 +876,16 @@ def shrink_command(
     "Make a fine-tuned model smaller and faster: one folder, measured. Further `--FIELD VALUE`: --seed, --max-steps ..."
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # as for kernels: who waits for a core must not spin
     from lottery_nb.baseline import target_spec
-    from lottery_nb.shrinking import Wish, shrink
+    from lottery_nb.shrinking import Wish, shrink, write_zeros
     fields_given = read_fields("ticket", context.args)
     for name in fields_given: one_of("field", name, RunSpec.__dataclass_fields__)
+    wishes = (speedup, latency_ms, parameters, keep_score, gates)
+    if run and wishes.count(None) == len(wishes) and read_spec(run).template == "ticket":
+        return told_small(write_zeros(run, out, onnx, batch), out, as_json)
     wish = Wish(speedup, latency_ms, parameters, keep_score, gates, target, batch, retrain)
     if (run is None) != (gates is None): raise BadInput("run and gates belong together: give both, or neither")
     spec = target_spec(read_spec(run)) if run else RunSpec(task=task, model=model, **fields_given)
-    about = shrink(spec, wish, out, runs, onnx, run, pareto)
-    if as_json: return typer.echo(json.dumps(about))
-    typer.echo((out/"README.md").read_text(encoding="utf-8"))
+    told_small(shrink(spec, wish, out, runs, onnx, run, pareto), out, as_json)
 
 # %% ../nbs/62_cli.ipynb #0c1dfffe
 @app.command("models")

@@ -11,6 +11,7 @@ __all__ = ['KIND_COLOURS', 'PATTERN_COLOURS', 'colour_of', 'score_curve', 'score
            'transfer_heatmap', 'save_figure']
 
 # %% ../nbs/52_figures.ipynb #2bf06aab
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -365,22 +366,28 @@ def outcome_bars(
 def outcome_panels(
     results: pd.DataFrame,   # runs of s- and m-pruning of one model: task, method, full_score, majority, good_pruned, good_retrained ...
     title: str,              # the model
-) -> sns.FacetGrid:          # methods down, pruned and retrained across; dashes are the full model, dots the majority baseline
+) -> np.ndarray:           # axes: methods down, pruned and retrained across; dashes are the full model, dots the majority baseline
     "Good, random and bad subnetworks of all tasks, under each its size (Prasanna et al. 2020, Figures 2 and 17)"
-    tasks, names = sorted(results.task.unique()), [f"{kind}_{what}" for what in ("pruned", "retrained")
-                                                   for kind in KIND_COLOURS]
-    scores = results.melt(["method", "task"], names, "subnetwork", "reached")
-    scores[["kind", "moment"]] = scores.subnetwork.str.split("_", expand=True)
-    grid = sns.catplot(scores, kind="bar", x="task", y="reached", hue="kind", row="method", col="moment", order=tasks,
-                       palette=KIND_COLOURS, sharex=False,
-                       errorbar="sd", height=2.2, aspect=2.2, err_kws={"linewidth": 1})
-    for (method, _), ax in grid.axes_dict.items():
-        means = results[results.method == method].groupby("task")[["full_score", "majority", "good_size"]].mean().reindex(tasks)
-        sizes = means.good_size.map(lambda size: "" if pd.isna(size) else f"\n{100*size:.0f} %")
-        ax.set_xticks(range(len(tasks)), [task + sizes[task] for task in tasks], fontsize=7)
-        for name, marker, size in (("full_score", "_", 300), ("majority", ".", 20)):
-            if len(known := means[name].dropna()): ax.scatter([tasks.index(task) for task in known.index], known, marker=marker, s=size, color="black")
-    return grid.set_titles(title + ", {row_name}, {col_name}").set_axis_labels("", "score")
+    methods, tasks = list(results.method.unique()), sorted(results.task.unique())
+    size = (10.6, 2.2*len(methods))
+    figure, axes = plt.subplots(len(methods), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for (method, moment), ax in zip(itertools.product(methods, ("pruned", "retrained")), axes.flat):
+        known = results[results.method == method].groupby("task")
+        for position, (kind, colour) in enumerate(KIND_COLOURS.items()):
+            reached = known[f"{kind}_{moment}"].agg(["mean", "std"]).reindex(tasks)
+            ax.bar(np.arange(len(tasks)) + .27*(position - 1), reached["mean"], .25, yerr=reached["std"], color=colour, error_kw={"linewidth": 1}, label=kind)
+        _references(ax, known[["full_score", "majority", "good_size"]].mean().reindex(tasks))
+        ax.set_title(f"{title}, {method}, {moment}", fontsize=9)
+    for ax in axes[:, 0]: ax.set_ylabel("score")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return axes
+
+
+def _references(ax, means):
+    sizes = means.good_size.map(lambda size: "" if pd.isna(size) else f"\n{100*size:.0f} %")
+    ax.set_xticks(range(len(means)), means.index + sizes, fontsize=7)
+    for name, marker, size in (("full_score", "_", 300), ("majority", ".", 20)):
+        ax.scatter(range(len(means)), means[name], marker=marker, s=size, color="black")
 
 # %% ../nbs/52_figures.ipynb #04eb5d8b
 def importance_histogram(

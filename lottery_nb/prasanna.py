@@ -397,7 +397,7 @@ def bars(
 ) -> Figure:              # methods down, pruned and retrained across
     "`outcome_panels` as a value"
     numbers = dict.fromkeys([*OUTCOMES, "good_size", "full_score", "majority"], float)
-    return outcome_panels(rows.astype(numbers), title).figure
+    return outcome_panels(rows.astype(numbers), title)[0, 0].figure
 
 # %% ../nbs/57_prasanna.ipynb #39f07b1f
 def outcomes_drawn(

@@ -7,7 +7,7 @@ __all__ = ['FELT_EXAMPLES', 'NEAR', 'SPEEDUPS', 'Wish', 'felt_once', 'usual_leng
            'Distilled', 'follows', 'retrained_small', 'random_like', 'matrix_entries', 'Ground', 'able',
            'full_and_start', 'ground_of', 'Scale', 'scale_of', 'cut_down', 'described_cut', 'judged_files',
            'files_rows', 'searched_points', 'full_points', 'chosen_points', 'command_of', 'card_of', 'picture_of',
-           'described_run', 'gates_of_run', 'found_for', 'write_described', 'shrink']
+           'described_run', 'gates_of_run', 'found_for', 'write_described', 'shrink', 'kept_model', 'write_zeros']
 
 # %% ../nbs/48_shrinking.ipynb #ccf517ce
 import copy
@@ -24,20 +24,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .baseline import WEIGHTS, beside_guess, materials, target_spec, train_into, whole_length
+from .baseline import WEIGHTS, beside_guess, materials, target_spec, theta0, train_into, whole_length
 from .extras import need
 from .files import BadInput, atomic, one_of, package_file, read_json, short_hash, stage
 from .gates import Gates, at_full_size, flops, latency, sizes_left, smaller
+from .masks import Mask
 from .methods import calibration_batches
 from .models import does_task, load_model
 from .pareto import Point, pareto_rows, pareto_table, write_pareto
 from .sizes import (SECONDS, Costs, Felt, Structure, best_structure, counted_costs, felt, in_torch, measured_costs,
                               proportional, refined, timed_beside, whole)
 from .small import ONNX_FILES, exported, in_onnx, onnx_beside, plain_width, reweighted, sizes_of, write_small
-from .spec import RunSpec, slugged
-from .store import read_result, stage_folder
+from .spec import RunSpec, TicketSpec, slugged
+from .store import read_result, read_spec, stage_folder
 from .structured import fine_tuned, judge
 from .tamt import kd_term
+from .tasks import task_of
+from .tickets import Ticket, present
 from .training import Finetuner, encoded, load_weights, predict
 
 # %% ../nbs/48_shrinking.ipynb #5f32656d
@@ -129,6 +132,9 @@ def search_structure(
             raise BadInput(f"the model cannot be {1/share:.3g} times as small or fast: without any head or neuron it "
                            f"is {full/max(costs.rest, 1e-9):.3g} times, by the table")
         structure = refined(gradients, best_structure(gradients, costs, budget)).within(start)
+        if not structure.heads.any() and not structure.neurons.any():
+            raise BadInput(f"the model cannot be {1/share:.3g} times as small or fast: no head and no neuron would be "
+                           f"left; with one it is {full/(costs.rest + min(costs.heads[1], costs.neurons[1])):.3g} times, by the table")
         tried.append(Found(structure, measure(structure)))
         if abs(tried[-1].share / share - 1) <= NEAR: break
         budget *= share / tried[-1].share
@@ -154,7 +160,7 @@ def search_score(
 
 # %% ../nbs/48_shrinking.ipynb #c368df28
 class Distilled(Finetuner):
-    "A `Finetuner` whose model also follows a teacher of the same depth"
+    "A `Finetuner` whose model also follows a teacher: its answers, and its hidden states where both are as deep"
 
     def __init__(self, *args, teacher: PreTrainedModel, **options):
         super().__init__(*args, **options)
@@ -165,8 +171,9 @@ class Distilled(Finetuner):
         "Task, probabilities, hidden states"
         out = model(**inputs, output_hidden_states=True)
         with torch.no_grad(): theirs = self.teacher(**inputs, output_hidden_states=True)
-        hidden = kd_term(out, theirs, {"weight": inputs["attention_mask"]}, None)
-        loss = out.loss + follows(out.logits, theirs.logits) + hidden
+        loss = out.loss + follows(out.logits, theirs.logits)
+        if len(out.hidden_states) == len(theirs.hidden_states):
+            loss = loss + kd_term(out, theirs, {"weight": inputs["attention_mask"]}, None)
         return (loss, out) if return_outputs else loss
 
 # %% ../nbs/48_shrinking.ipynb #66ff2d6f
@@ -186,12 +193,13 @@ def retrained_small(
     length: int,                 # optimizer steps; 0 = none
     key: dict,                   # what the smaller model is
     root: Path | None,           # folder of all runs
+    mask: Mask | None = None,    # held while it is retrained; the key tells which
 ) -> PreTrainedModel:            # the same, retrained
     "Retraining, as a stage"
     if not length: return cut
     target, taught = target_spec(spec), partial(Distilled, teacher=copy.deepcopy(teacher))
     folder = stage_folder(f"small-{slugged(spec.task)}-r{spec.seed}", target.identity() | key | {"steps": length}, root)
-    stage(folder, lambda place: train_into(place, cut, target, judge=False, length=length, kind=taught))
+    stage(folder, lambda place: train_into(place, cut, target, judge=False, length=length, kind=taught, mask=mask))
     load_weights(cut, folder/WEIGHTS)
     return cut.eval()
 
@@ -260,9 +268,9 @@ def ground_of(
     root: Path | None,   # folder of all runs
 ) -> Ground:
     "The fine-tuned model and what belongs to it"
-    task = materials(target_spec(spec)).task
-    if task.kind not in ("classification", "regression"):
+    if task_of(spec).kind not in ("classification", "regression"):
         raise BadInput(f"task {spec.task} has no labels of sentences: shrink takes tasks of classes or numbers")
+    task = materials(target_spec(spec)).task
     tokens, (model, start) = usual_length(spec), full_and_start(able(spec, root))
     timed = timed_beside(model, wish.batch, tokens, wish.runs, start)
     return Ground(spec, wish, model, start, tokens, lambda net: judge(spec, net)[task.metric], timed, root)
@@ -467,6 +475,9 @@ def gates_of_run(
     gates = (read_result(run) or {}).get("gates", {}).get(kind)
     if not gates: raise BadInput(f"run {run} has no {kind} gates: expected the folder of a finished structured run")
     heads, mlps = Gates.from_json(gates)
+    if heads.shape != whole(model).heads.shape:
+        raise BadInput(f"the gates of run {run} are for {heads.shape[0]} layers of {heads.shape[1]} heads, this model has "
+                       f"{len(whole(model).heads)} of {model.config.num_attention_heads}")
     return Structure(heads, whole(model).neurons & mlps[:, None])
 
 # %% ../nbs/48_shrinking.ipynb #f0892ce6
@@ -532,3 +543,38 @@ def shrink(
     about |= {"score_retrained": judged(cut) if length else None, "retrain_steps": length,
               "run": str(run) if run else None, "plain": bool(plain_width(cut))}
     return write_described(ground, cut, out, about, onnx, pareto)
+
+# %% ../nbs/48_shrinking.ipynb #97b46492
+def kept_model(
+    run: str | Path,   # folder of a finished ticket run with `keep_model`
+) -> tuple[TicketSpec, PreTrainedModel, Mask]:   # its spec, its retrained model, its mask
+    "A retrained ticket, its zeros checked"
+    spec, folder = read_spec(run), Path(run)/"retrained"/"model"
+    if not isinstance(spec, TicketSpec): raise BadInput(f"run {run} is no ticket's: expected one, or gates of a structured run")
+    if not folder.is_dir(): raise BadInput(f"run {run} has not kept its model: run it again with --keep-model true")
+    task = materials(target_spec(spec)).task
+    model = load_model(str(folder), task, spec.seed, spec.dropout, own=True)
+    mask = present(Ticket.load(Path(run)/"ticket").mask, model)
+    other = next((name for name, kept in mask.items() if model.get_parameter(name).detach()[~kept].any()), None)
+    if other: raise BadInput(f"the model of run {run} is not its ticket: {other} has values where the mask has none")
+    return spec, model, mask
+
+# %% ../nbs/48_shrinking.ipynb #5c1f3a4d
+def write_zeros(
+    run: str | Path,      # folder of a finished ticket run with `keep_model`
+    out: str | Path,      # a new folder
+    onnx: bool = True,    # ONNX files too
+    batch: int = 32,      # examples of a forward pass that is timed
+) -> dict:                # what `shrink.json` says
+    "Write a ticket's retrained model as a plain one, and say that its zeros save no time"
+    if Path(out).exists(): raise BadInput(f"{out} exists already; choose a new folder")
+    spec, model, mask = kept_model(run)
+    target, tokens = target_spec(spec), usual_length(spec)
+    times = latency({"full": theta0(target), "zeros": model}, batch, tokens, seconds=SECONDS)
+    score = judge(spec, model)[materials(target).task.metric]
+    about = described_run(target) | beside_guess(spec, score) | {
+        "run": str(run), "method": spec.method, "pool": spec.pool, "score": score, "sparsity": mask.sparsity, "batch": batch, "tokens": tokens,
+        "zeros": mask.total - mask.kept, "entries": mask.total, "share": times["zeros"] / times["full"], "threads": torch.get_num_threads()}
+    said = lambda told: "" if told["onnx"] == "written" else f"\nONNX: {told['onnx']}.\n"
+    card = lambda told: package_file("zeros_card.md").read_text(encoding="utf-8").format(**told, no_onnx=said(told))
+    return read_json(write_small(model, materials(target).tokenizer, out, about, card, onnx)/"shrink.json", dict)

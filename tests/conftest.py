@@ -1,8 +1,10 @@
 """Shared by all tests: quiet libraries, one thread a worker, and where the real data lies."""
 import csv
 import gc
+import multiprocessing.spawn
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import warm
 
 # a suite started in the background ignores Ctrl-C, and all that it starts would too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +34,16 @@ def shared_runs(tmp_path_factory) -> Path:
     "A folder of runs for all that teaches, in all workers: stages are locked, so that each is made once"
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)/"shared_runs"
+
+
+@pytest.fixture
+def warm_python(monkeypatch):
+    "Kernels and worker processes that this process starts begin with the heavy imports done"
+    cold = multiprocessing.spawn.get_executable()
+    monkeypatch.setattr(sys, "executable", warm.command("python"))
+    multiprocessing.set_executable(sys.executable)
+    yield
+    multiprocessing.set_executable(cold)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import get_type_hints
 
 import pandas as pd
 import pytest
+import warm
 
 import lottery_nb
 from conftest import ROOT
@@ -29,11 +29,13 @@ def words(tiny_model, tiny_data, tmp_path):
     return ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--method", "omp", "--sparsity", "0.5", "--max-steps", "4", "--runs", str(tmp_path/"runs")]
 
 
-def lottery(*words, **settings): return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, **settings)
+def lottery(*words, command=None, **settings):
+    "A command that begins warm, or the one that a user types, from a cold start"
+    return subprocess.run([command or warm.command("lottery-nb"), *map(str, words)], capture_output=True, text=True, **settings)
 
 
 def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
-    first = lottery(*words, "--json")
+    first = lottery(*words, "--json", command=COMMAND)
     assert first.returncode == 0, first.stderr
     line = json.loads(first.stdout.splitlines()[-1])
     assert {"id", "folder", "task", "metric", "score", "full_score", "sparsity"} <= set(line)
@@ -50,7 +52,7 @@ def test_a_run_its_repetition_and_its_ticket(words, tmp_path):
     assert json.loads(lottery("ticket", "info", folder, "--json").stdout)["method"] == "omp"
     table = json.loads(lottery("results", "--runs", tmp_path/"runs", "--format", "json").stdout)
     assert [row["id"] for row in table] == [line["id"]]
-    assert "\n\nwinning tickets, of 50% removed: " in lottery("results", "--runs", tmp_path/"runs", "--summary").stdout
+    assert "\n\nwinning tickets, of 50% removed: " in lottery("results", "--runs", tmp_path/"runs", "--summary", command=COMMAND).stdout
     assert lottery("results", "--runs", tmp_path/"runs", "--parquet", tmp_path/"all.parquet").stdout.startswith("1 rows in ")
     exported = pd.read_parquet(tmp_path/"all.parquet")
     assert exported.id.tolist() == [line["id"]] and abs(exported.score[0] - line["score"]) < 1e-12
@@ -138,12 +140,11 @@ def test_a_failed_run_is_1_and_keeps_its_notebook(words, tiny_model, tmp_path, m
 
 def test_a_killed_run_resumes_to_the_same_result(words, tmp_path):
     chain = [*words, "--method", "imp", "--sparsity", "0.3", "--max-steps", "30"]
-    process = subprocess.Popen([COMMAND, *chain], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([warm.command("lottery-nb"), *chain], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stages = tmp_path/"runs"/"stages"
     deadline = time.time() + 120
     while time.time() < deadline and not list(stages.glob("imp-*-s20-*")): time.sleep(.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    warm.kill(process)
     assert not list((tmp_path/"runs").glob("*/result.json"))
     resumed = lottery(*chain, "--json")
     assert resumed.returncode == 0, resumed.stderr
@@ -270,12 +271,11 @@ def test_status_is_light(tmp_path):
 def test_status_follows_a_sweep_through_kill_and_failure(tiny_model, tiny_data, tmp_path):
     (tmp_path/"grid.yaml").write_text(f"template: ticket\ntask: {tiny_data}\nmodel: [{tiny_model}, {tmp_path/'broken'}]\nmethod: omp\nsparsity: 0.5\nmax_steps: 3000\nmax_length: 16\n")
     states = lambda: json.loads(lottery("status", tmp_path/"grid.yaml", "--runs", tmp_path/"runs", "--json").stdout)["total"]
-    process = subprocess.Popen([COMMAND, "sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([warm.command("lottery-nb"), "sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and not states()["running"]: time.sleep(.1)
     assert states() == dict(done=0, running=1, failed=0, waiting=1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    warm.kill(process)
     while time.time() < deadline and states()["running"]: time.sleep(.1)
     assert states() == dict(done=0, running=0, failed=0, waiting=2)
     for folder in (tmp_path/"runs").glob("reviews-*"): (folder/"failed.txt").write_text("ZeroDivisionError\n")
@@ -427,12 +427,12 @@ def test_a_follower_that_is_not_here_is_2(name, message, words, tmp_path, capsys
     assert "LOTTERY_NB_REPORT_TO" not in os.environ
 
 
-def in_terminal(words, **settings):
+def in_terminal(words, command=COMMAND, **settings):
     "What a command shows on a terminal of 100 columns"
     import pty
     main_end, end = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | {"TERM": "xterm-256color", "COLUMNS": "100"} | settings
-    process = subprocess.Popen([COMMAND, *map(str, words)], stdout=end, stderr=end, stdin=end, env=environment)
+    process = subprocess.Popen([command, *map(str, words)], stdout=end, stderr=end, stdin=end, env=environment)
     os.close(end)
     shown = b""
     while True:
@@ -461,7 +461,7 @@ def test_tables_are_ruled_in_a_terminal_and_plain_elsewhere(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_a_sweep_in_a_terminal_says_every_run(tiny_model, tiny_data, tmp_path):
     (tmp_path/"grid.yaml").write_text(f"task: {tiny_data}\nmodel: {tiny_model}\nmethod: [omp, random]\nsparsity: 0.5\nmax_steps: 2\nmax_length: 16\n")
-    shown = in_terminal(["sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"])
+    shown = in_terminal(["sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"], warm.command("lottery-nb"))
     assert "[1/2, 0 failed, " in shown and "[2/2, 0 failed, " in shown and "━" in shown and "notebooks: " in shown
     assert "━" not in lottery("sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs").stdout
 

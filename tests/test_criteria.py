@@ -140,7 +140,7 @@ def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_trained(metho
 @pytest.mark.parametrize("values, message", [
     (dict(scope="2:4", sparsity=.7), "scope 2:4 keeps 2 of every 4 weights, so sparsity must be 0.5, got 0.7"), (dict(movement="firm"), "movement must be one of hard, soft"),
     (dict(method="snap"), "did you mean 'snip'"), (dict(score_examples=0), "score_examples must be at least 1"), (dict(method="omp", score_at="pretrained"), "method omp does not read score_at")])
-def test_bad_input_is_one_sentence_and_2(values, message, world, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_2(values, message, world, tmp_path, capsys, warm_python):
     words = [word for name, value in (dict(method="movement" if "movement" in values else "wanda") | values).items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["run", "ticket", "--task", world[1], "--model", world[0], *words, "--runs", str(tmp_path/"runs")]) == 2
     said = capsys.readouterr().err

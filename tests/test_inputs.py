@@ -37,7 +37,7 @@ def other_weights(folder):
     save_file(weights, folder/"model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_changed_table_is_never_already_done(short, tmp_path, capsys):
+def test_a_changed_table_is_never_already_done(short, tmp_path, capsys, warm_python):
     "The command line says what changed, keeps the old result and trains a full model of its own"
     words = ["run", "ticket", "--method", "omp", "--sparsity", "0.5", "--runs", str(tmp_path/"runs")]
     words += [word for name, value in short.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import warm
 
 import lottery_nb as lt
 from lottery_nb.cli import main
@@ -118,7 +119,7 @@ def plugin(tmp_path, monkeypatch):
     for table in (METHODS, READS, SCORES): table.pop("smallest", None)
 
 
-def test_a_criterion_of_ones_own_is_a_function_and_a_row(plugin, common, tmp_path, capsys):
+def test_a_criterion_of_ones_own_is_a_function_and_a_row(plugin, common, tmp_path, capsys, warm_python):
     "Through run, sweep, dry run, results, summary, figure and report without another edit"
     from lottery_nb.figures import score_curves
     from lottery_nb.tables import summary_table
@@ -150,7 +151,7 @@ def test_a_process_that_only_reads_results_knows_the_row_too(plugin, common, tmp
     monkeypatch.setenv("LOTTERY_NB_PLUGINS", "mine.py")
     monkeypatch.delenv("LOTTERY_NB_RUNS", raising=False)
     for words in ("results --figure curve.svg", "report liu_2022"):
-        done = subprocess.run([Path(sys.executable).with_name("lottery-nb"), *words.split()], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([warm.command("lottery-nb"), *words.split()], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "#123456" in (tmp_path/"curve.svg").read_text()
     assert "<th>smallest</th>" in (tmp_path/"runs"/"liu_2022.html").read_text()   # a row of the average scores
@@ -178,7 +179,7 @@ def test_the_face_does_the_main_job(tiny_model):
     assert isinstance(mask, Mask) and mask.sparsity == pytest.approx(.7, abs=1e-3)
 
 
-def test_a_run_here_is_the_run_of_the_template(common, tmp_path):
+def test_a_run_here_is_the_run_of_the_template(common, tmp_path, warm_python):
     "Same ticket, same scores, same stages, with a notebook or without"
     from lottery_nb.sweep import Worker
     spec = TicketSpec(**run_of("imp", common))

@@ -1,10 +1,10 @@
 """Movement pruning against a loop by hand, killed and resumed, exact under every scope."""
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 
 from lottery_nb import movement
@@ -138,7 +138,7 @@ save_file(scores, folder + "/scores.safetensors")
 
 def test_kill_minus_nine(world, tmp_path):
     (whole, _), _ = world(tmp_path/"whole")
-    start = lambda passes: subprocess.run([sys.executable, "-c", KILLED, *world.paths, str(tmp_path/"torn"), str(passes)], capture_output=True).returncode
+    start = lambda passes: subprocess.run([warm.command("python"), "-c", KILLED, *world.paths, str(tmp_path/"torn"), str(passes)], capture_output=True).returncode
     assert start(9) == -signal.SIGKILL and list((tmp_path/"torn").glob("checkpoint-*"))
     assert start(10**6) == 0
     assert equal(load_file(tmp_path/"torn"/"scores.safetensors"), whole)

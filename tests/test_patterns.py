@@ -1,8 +1,6 @@
 "Pattern generator, CNN, training that survives a kill, rules, label files and the committed labels"
 import json
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import papermill
 import pandas as pd
 import pytest
 import torch
+import warm
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from sklearn import metrics
@@ -80,11 +79,10 @@ train_cnn(maps, names, sys.argv[1], epochs=6, after=lambda epoch, cnn: (print(ep
 
 
 def test_kill_9_and_resume_gives_the_same_bytes(tmp_path):
-    run = lambda folder, pause: subprocess.Popen([sys.executable, "-c", TRAINING, str(tmp_path/folder), pause], stdout=subprocess.PIPE, text=True)
+    run = lambda folder, pause: subprocess.Popen([warm.command("python"), "-c", TRAINING, str(tmp_path/folder), pause], stdout=subprocess.PIPE, text=True)
     process = run("killed", "60")
     assert process.stdout.readline() == "1\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    warm.kill(process)
     again = run("killed", "0").communicate()[0]
     assert again.split() == ["2", "3", "4", "5", "6"]
     run("straight", "0").communicate()
@@ -169,10 +167,9 @@ for i in range(10 ** 6): append_record(sys.argv[1], {"number": i, "filling": "x"
 
 def test_killed_while_labelling_loses_nothing_that_was_answered(tmp_path):
     path = tmp_path/"labels.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", LABELLING, str(path)])
+    process = subprocess.Popen([warm.command("python"), "-c", LABELLING, str(path)])
     while not path.exists() or path.stat().st_size < 20_000: time.sleep(.01)
-    process.kill()
-    process.wait()
+    warm.kill(process)
     before = list(labels.json_lines(path))
     labels.append_record(path, {"number": -1})
     after = list(labels.json_lines(path))
@@ -198,7 +195,7 @@ def run_words(tiny_model, tiny_data, tmp_path_factory):
     return ["--task", str(tiny_data), "--model", str(tiny_model), "--max-length", "16", "--max-steps", "3", "--texts", "5", "--shortest", "6", "--cnn", f"{runs}/cnn"], runs
 
 
-def test_a_run_with_the_survivors_of_a_structured_run(run_words, tiny_model, tiny_data, tmp_path):
+def test_a_run_with_the_survivors_of_a_structured_run(run_words, tiny_model, tiny_data, tmp_path, warm_python):
     words, runs = run_words
     from lottery_nb.gates import Gates
     from lottery_nb.spec import StructuredSpec
@@ -265,9 +262,11 @@ def test_correlation_is_pearsons_and_its_null_is_centred():
 
 def test_the_labels_that_are_committed():
     records = labels.eye_labels()
-    assert len(records) == 320 and len({labels.identity(record) for record in records}) == 320
+    assert len(records) == 520 and len({labels.identity(record) for record in records}) == 520
     texts = [{(r["model"], r["task"], r["row"]) for r in labels.eye_labels(part)} for part in ("develop", "report")]
     assert not texts[0] & texts[1]
+    twice = [record for record in records if record["again"]]
+    assert {record["model"] for record in twice} == {"minilm"} and len(twice) == 200 and {record["again"] for record in twice} <= set(CLASSES)
     assert all(8 <= len(record["map"]) <= 128 for record in records)
     with pytest.raises(BadInput, match="part must be one of"): labels.eye_labels("test")
 
@@ -313,7 +312,7 @@ def test_attention_is_that_of_super_survivors_read_both_ways(gates, attention):
     assert set(ways) == {("columns", True), ("rows", False)} and len(set(map(frozenset, ways.values()))) == 1
 
 
-def test_the_attention_report_says_what_the_runs_found(tmp_path):
+def test_the_attention_report_says_what_the_runs_found(tmp_path, warm_python):
     "One made-up run: survivors hold 10 points more than all heads"
     share = {"vertical": .1, "diagonal": .2, "vertical+diagonal": .1, "block": .1}
     shares = {f"{heads} {model} {kind}": share | {"heterogeneous": .5 + .1 * (heads == "surviving")} for heads in ("all", "surviving") for model in ("pre-trained", "fine-tuned") for kind in ("raw", "norm")}

@@ -4,12 +4,12 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import warm
 from hypothesis import given, settings, strategies as st
 
 from lottery_nb.baseline import length_of, tokenizer_here, training_size
@@ -86,7 +86,7 @@ def taken(folder):
     return int(pd.read_parquet(folder/"history.parquet").step.max())
 
 
-def test_the_plan_is_what_a_sweep_then_does(tiny_model, tiny_data, tmp_path):
+def test_the_plan_is_what_a_sweep_then_does(tiny_model, tiny_data, tmp_path, warm_python):
     "Stages and steps as counted beforehand, and as found in the run folder afterwards"
     common = dict(task=str(tiny_data), model=str(tiny_model), max_length=16, max_steps=5)
     specs = expand(dict(grids=[common | dict(method=["dense", "random"], sparsity=0, seed=[0, 1]),
@@ -151,7 +151,7 @@ def test_hours_follow_from_the_step_time():
 
 def test_a_dry_run_writes_nothing_and_speaks_json(tiny_model, tiny_data, tmp_path):
     (tmp_path/"grid.yaml").write_text(f"task: {tiny_data}\nmodel: {tiny_model}\nmethod: [omp, random]\nsparsity: 0.5\nmax_steps: 4\nmax_length: 16\n")
-    command = [Path(sys.executable).parent/"lottery-nb", "sweep", "grid.yaml", "--dry-run"]
+    command = [warm.command("lottery-nb"), "sweep", "grid.yaml", "--dry-run"]
     environment = os.environ | {"LOTTERY_NB_CACHE": str(tmp_path/"cache"), "TMPDIR": str(tmp_path)}
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=tmp_path, env=environment)
     found = json.loads(done.stdout)

@@ -1,17 +1,17 @@
 """The main job on real English data and a real pre-trained model, shortened; skipped where they are absent."""
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from lottery_nb.baseline import theta0
 from lottery_nb.cli import main
 from lottery_nb.spec import RunSpec
 from lottery_nb.tickets import Ticket
 
-COMMAND = Path(sys.executable).parent/"lottery-nb"
+pytestmark = pytest.mark.usefixtures("warm_python")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model(assets):
 def test_a_ticket_on_mrpc_from_the_command_line(model, assets, tmp_path):
     words = ["run", "ticket", "--model", model, "--data-dir", assets/"glue_data", "--task", "mrpc", "--method", "imp", "--sparsity", "0.2", "--round-steps", "4",
              "--max-steps", "8", "--max-eval", "100", "--max-length", "64", "--runs", tmp_path, "--json"]
-    done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([warm.command("lottery-nb"), *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["metric"] == "accuracy" and 0 <= line["score"] <= 1 and abs(line["sparsity"] - .2) < 1e-6 and line["total"] == 3_145_728

@@ -33,6 +33,7 @@ from lottery_nb.store import finish, open_run, read_result, results
 from lottery_nb.tables import averages, chen_table, chosen, gaps, paper_table, rank_correlation, rewinding, ticket_runs, transfer_matrix, worlds
 from lottery_nb.tickets import Ticket
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 LOSS = {"dense": 0, "imp": .01, "standard": .02, "tamt-mlm": .002, "tamt-kd": .005, "omp": .1, "random": .5}   # of score, per unit of sparsity
 WEIGHT = {"sst2": 1, "mrpc": 2, "mlm": .5}
 METRICS = {"sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "mlm": ("accuracy",)}

@@ -1,6 +1,7 @@
 "Smaller models: what a unit costs, the best exchange, and folders that load three ways, against independent twins"
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,22 +10,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForSequenceClassification, BertTokenizerFast, DistilBertConfig, DistilBertForSequenceClassification, ElectraConfig,
                           ElectraForSequenceClassification, MPNetConfig, MPNetForSequenceClassification, RobertaConfig, RobertaForSequenceClassification,
                           pipeline)
 
 from lottery_nb.baseline import materials
 from lottery_nb.cli import main
-from lottery_nb.files import BadInput, read_json
+from lottery_nb.files import BadInput, read_json, write_json
 from lottery_nb.gates import at_full_size, flops, gate, gates_of, load_smaller, mlp_widths, open_gates, sensitivity, sizes_left, smaller
 from lottery_nb.models import load_model
 from lottery_nb.pareto import Point, write_pareto
 from lottery_nb.running import run
-from lottery_nb.shrinking import Found, Wish, able, random_like, search_score, search_structure, shrink
+from lottery_nb.shrinking import Found, Wish, able, gates_of_run, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
 from lottery_nb.small import ONNX_FILES, OnnxModel, exported, in_onnx, modelling, normal_equations, plain_width, reweighted, solved, tapped, write_small
-from lottery_nb.spec import RunSpec, StructuredSpec, TicketSpec
+from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec
 from lottery_nb.tasks import get_task
+from lottery_nb.tickets import Ticket
 from lottery_nb.training import encoded, predict
 
 FILES = {"torch": "model.safetensors"} | ONNX_FILES
@@ -364,10 +367,13 @@ def test_a_small_folder_is_a_model_again(kind, folders, tiny_data, tmp_path):
     with torch.no_grad(): torch.testing.assert_close(again(IDS).logits, load_smaller(tmp_path/"smaller")(IDS).logits)
 
 
-def test_structured_pruning_of_a_small_folder_is_refused_before_it_trains(folders, tiny_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [StructuredSpec, MagnitudeSpec, AttentionSpec])
+def test_runs_that_count_heads_refuse_a_small_folder_before_it_trains(kind, folders, tmp_path, monkeypatch):
     monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path/"long.csv").write_text("text,label\n" + "".join(f"{'the film was good ' * 2}{word},{word}\n" for word in ("good", "bad") * 10))
+    own = {"cnn_maps": 25, "cnn_epochs": 1} if kind is AttentionSpec else {}
     with pytest.raises(BadInput, match="gates need a whole model, but heads or the MLP of layer 0 have been removed: it is a small model already"):
-        run(StructuredSpec(model=str(folders["uneven"]), task=str(tiny_data), max_steps=3, max_length=16), tmp_path/"runs")
+        run(kind(model=str(folders["uneven"]), task=str(tmp_path/"long.csv"), max_steps=3, max_length=16, **own), tmp_path/"runs")
 
 
 def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_path, monkeypatch):
@@ -382,6 +388,39 @@ def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_pa
     with pytest.raises(BaseException, match="trained again"): able(again, tmp_path/"runs")
 
 
+@pytest.fixture(scope="module")
+def kept_run(tiny_model, tiny_data, tmp_path_factory):
+    "A finished ticket run that kept its model"
+    root = tmp_path_factory.mktemp("kept")
+    spec = TicketSpec(task=str(tiny_data), model=str(tiny_model), method="omp", sparsity=.5, keep_model=True, batch_size=8, max_steps=6, max_length=16)
+    return root/run(spec, root)["id"]
+
+
+def test_a_ticket_is_written_plainly_with_its_zeros(kept_run, tmp_path, capsys):
+    "The card says by measurement that zeros save no time"
+    assert main(["shrink", "--run", str(kept_run), "--out", str(tmp_path/"zeros"), "--no-onnx"]) == 0
+    assert "Zeros alone do not make it faster here" in capsys.readouterr().out
+    plain, about, mask = AutoModelForSequenceClassification.from_pretrained(tmp_path/"zeros").eval(), read_json(tmp_path/"zeros"/"shrink.json"), Ticket.load(kept_run/"ticket").mask
+    assert all(not plain.get_parameter(name).detach()[~kept].any() for name, kept in mask.items())
+    assert about["zeros"] == mask.total - mask.kept and about["share"] > 0 and not (tmp_path/"zeros"/"modeling_small.py").exists()
+    assert about["score"] == read_json(kept_run/"result.json")["score"]
+
+
+def test_a_ticket_without_its_model_or_with_another_is_refused(kept_run, tiny_model, tiny_data, tmp_path, capsys):
+    out, broken = tmp_path/"zeros", tmp_path/"broken"
+    shutil.copytree(kept_run, broken)
+    weights = load_file(broken/"retrained"/"model"/"model.safetensors")
+    name = next(iter(Ticket.load(kept_run/"ticket").mask))
+    save_file(weights | {name: torch.ones_like(weights[name])}, broken/"retrained"/"model"/"model.safetensors", metadata={"format": "pt"})
+    assert main(["shrink", "--run", str(broken), "--out", str(out)]) == 2 and f"{name} has values where the mask has none" in capsys.readouterr().err
+    shutil.rmtree(broken/"retrained"/"model")
+    assert main(["shrink", "--run", str(broken), "--out", str(out)]) == 2 and "has not kept its model: run it again with --keep-model true" in capsys.readouterr().err
+    assert main(["shrink", "--run", str(kept_run), "--gates", "good", "--out", str(out)]) == 2 and "has no good gates" in capsys.readouterr().err
+    assert not out.exists()
+    out.mkdir()
+    assert main(["shrink", "--run", str(kept_run), "--out", str(out)]) == 2 and "exists already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words, said", [
     (["--speedup", "2", "--parameters", "9"], "give one of speedup, latency_ms, parameters, keep_score and gates, got speedup and parameters"),
     ([], "give one of speedup, latency_ms, parameters, keep_score and gates, got none"),
@@ -394,6 +433,11 @@ def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_pa
     (["--gates", "fine"], "gates must be one of good, random, bad"),
     (["--parameters", "999999999", "--max-steps", "1"], "the full model is as small and fast as that already"),
     (["--speedup", "2", "--sparsity", "0.5"], "field must be one of"),
+    (["--speedup", "1e6", "--target", "flops"], "the model cannot be 1e+06 times as small or fast: no head and no neuron would be left; with one it is "),
+    (["--parameters", "1"], "times as small or fast: no head and no neuron would be left; with one it is "),
+    (["--latency-ms", "1e-6"], "times as small or fast: "),
+    (["--speedup", "2", "--task", "mlm"], "task mlm has no labels of sentences: shrink takes tasks of classes or numbers"),
+    (["--run", "no/such/run", "--gates", "good"], "no/such/run"),
 ])
 def test_bad_input_is_one_sentence_and_leaves_nothing(words, said, tiny_model, tiny_data, tmp_path, capsys):
     code = main(["shrink", "--model", str(tiny_model), "--task", str(tiny_data), "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--max-length", "16", *words])
@@ -415,6 +459,36 @@ def test_a_damaged_folder_is_refused(model, tiny_model, tmp_path):
     (folder/"model.safetensors").write_bytes(weights)
     (folder/"config.json").write_text(json.dumps(json.loads((folder/"config.json").read_text()) | {"num_attention_heads": 1}))
     with pytest.raises(BadInput): load_smaller(folder)
+
+
+@pytest.mark.parametrize("damage", ["weights cut short", "no weights", "gates of another model", "gates that are none", "no tokenizer", "config cut short"])
+def test_a_damaged_folder_is_one_sentence_as_a_model(damage, folders, tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(folders["uneven"], tmp_path/"damaged")
+    config = read_json(folder/"config.json")
+    rewrite = lambda **values: (folder/"config.json").write_text(json.dumps(config | values))
+    {"weights cut short": lambda: (folder/"model.safetensors").write_bytes((folder/"model.safetensors").read_bytes()[:-7]),
+     "no weights": lambda: (folder/"model.safetensors").unlink(),
+     "gates of another model": lambda: rewrite(gates=config["gates"] | {"head_mask": [[1, 1], [1, 1]]}),
+     "gates that are none": lambda: rewrite(gates="all"),
+     "no tokenizer": lambda: [path.unlink() for path in folder.glob("tokenizer*")],
+     "config cut short": lambda: (folder/"config.json").write_text('{"model_type": "bert",')}[damage]()
+    code = main(["shrink", "--model", str(folder), "--task", str(tiny_data), "--out", str(tmp_path/"small"), "--runs", str(tmp_path/"runs"), "--max-length", "16",
+                 "--max-steps", "2", "--speedup", "1.2", "--target", "flops"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and str(folder) in error and not (tmp_path/"small").exists()
+
+
+def test_gates_of_another_model_are_refused(model, tmp_path):
+    write_json(tmp_path/"result.json", {"gates": {"good": {"head_mask": [[1] * 8] * 2, "mlp_mask": [1, 1]}}})
+    with pytest.raises(BadInput, match=f"are for 2 layers of 8 heads, this model has 2 of {model.config.num_attention_heads}"): gates_of_run(tmp_path, "good", model)
+
+
+def test_an_exporter_that_fails_is_in_the_card(spec, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install lottery-nb[deploy])")
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no such operator")))
+    about = shrink(spec, Wish(speedup=1.5, target="flops", retrain=0), tmp_path/"small", tmp_path/"runs", pareto=False)
+    assert about["onnx"] == "not written: no such operator" and list(about["files"]) == ["torch"]
+    assert "ONNX: not written: no such operator." in (tmp_path/"small"/"README.md").read_text()
 
 
 def test_the_gates_of_a_structured_run_become_a_folder(tiny_model, tiny_data, tmp_path):

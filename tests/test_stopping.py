@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import warm
 
 from lottery_nb.cli import main
 from lottery_nb.files import read_json
@@ -38,7 +39,9 @@ def words(spec, tmp_path):
     return ["run", "ticket", "--task", spec.task, "--model", spec.model, "--method", "omp", "--sparsity", "0.5", "--max-steps", "2", "--max-length", "16", "--runs", str(tmp_path/"runs")]
 
 
-def lottery(*words, **settings): return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, **settings)
+def lottery(*words, command=None, **settings):
+    "A command that begins warm, or the one that a user types, from a cold start"
+    return subprocess.run([command or warm.command("lottery-nb"), *map(str, words)], capture_output=True, text=True, **settings)
 
 
 def in_terminal(words, until, **variables):
@@ -87,7 +90,7 @@ def test_ctrl_c_in_a_terminal_ends_everything_at_once(workers, spec, words, tmp_
     assert len(list((tmp_path/"runs").glob("*/run.ipynb"))) == (workers or 1) and not list((tmp_path/"runs").glob("*/failed.txt"))
 
 
-def test_a_kernel_that_does_not_listen_is_killed(spec, tmp_path):
+def test_a_kernel_that_does_not_listen_is_killed(spec, tmp_path, warm_python):
     notebook = read_json(template_path("ticket"))
     notebook["cells"][-1]["source"] = f"import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); open({str(tmp_path/'here')!r}, 'w'); time.sleep(600)"
     (tmp_path/"deaf.ipynb").write_text(json.dumps(notebook))
@@ -105,7 +108,7 @@ def test_a_kernel_that_does_not_listen_is_killed(spec, tmp_path):
 def test_two_sweeps_share_a_folder(spec, tmp_path):
     "The second takes runs that are free and ends with the results of all"
     (tmp_path/"grid.yaml").write_text(f"task: {spec.task}\nmodel: {spec.model}\nmethod: omp\nsparsity: 0.5\nseed: [0, 1, 2, 3]\nmax_steps: 300\nmax_length: 16\n")
-    command = [COMMAND, "sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"]
+    command = [warm.command("lottery-nb"), "sweep", tmp_path/"grid.yaml", "--runs", tmp_path/"runs"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while not list((tmp_path/"runs").glob("*/run.ipynb")): time.sleep(.05)
     second = subprocess.run(command, capture_output=True, text=True)
@@ -156,10 +159,10 @@ def test_a_run_is_executed_by_the_python_of_its_command(spec, words, tmp_path):
     long = tmp_path/("t" * 100)
     long.mkdir()
     env = os.environ | {"JUPYTER_PATH": str(tmp_path/"jupyter"), "IPYTHONDIR": str(tmp_path/"ipython"), "PYTHONSTARTUP": str(tmp_path/"startup.py"), "TMPDIR": str(long)}
-    done = lottery(*words, "--task", "near.csv", cwd=tmp_path, env=env)
+    done = lottery(*words, "--task", "near.csv", command=COMMAND, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     (tmp_path/"grid.yaml").write_text(f"task: near.csv\nmodel: {spec.model}\nmethod: random\nsparsity: 0.5\nmax_steps: 2\nmax_length: 16\n")
-    swept = lottery("sweep", "grid.yaml", "--runs", tmp_path/"runs", cwd=tmp_path, env=env)
+    swept = lottery("sweep", "grid.yaml", "--runs", tmp_path/"runs", command=COMMAND, cwd=tmp_path, env=env)
     assert swept.returncode == 0, swept.stderr
     assert list(long.iterdir()) == [] and "Traceback" not in done.stderr + swept.stderr
 
@@ -188,11 +191,11 @@ def test_sockets_go_where_their_name_fits_or_the_kernel_is_spoken_to_by_tcp(tmp_
 
 
 def test_papermill_alone_names_a_parameter_that_does_not_exist(spec, tmp_path):
-    run = lambda *words: subprocess.run([Path(sys.executable).parent/"papermill", template_path("ticket"), "out.ipynb", "-p", "sparsity", "0.5", "-r", "task", spec.task, "-r", "model", spec.model, "-r", "method", "omp",
+    run = lambda command, *words: subprocess.run([command, template_path("ticket"), "out.ipynb", "-p", "sparsity", "0.5", "-r", "task", spec.task, "-r", "model", spec.model, "-r", "method", "omp",
                                          "-p", "max_steps", "2", *words], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
-    wrong = run("-p", "sparsty", "0.5")
+    wrong = run(warm.command("papermill"), "-p", "sparsty", "0.5")
     assert wrong.returncode == 1 and "got 'sparsty' (did you mean 'sparsity'?)" in wrong.stderr and not (tmp_path/"runs").exists()
-    assert run().returncode == 0 and len(list((tmp_path/"runs").glob("*/result.json"))) == 1
+    assert run(Path(sys.executable).parent/"papermill").returncode == 0 and len(list((tmp_path/"runs").glob("*/result.json"))) == 1
 
 
 def test_a_run_is_done_when_its_notebook_is(words, spec, tmp_path):
@@ -231,7 +234,7 @@ def test_one_damaged_result_hides_no_other_and_stops_no_sweep(spec, tmp_path):
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077], ids=oct)
 def test_files_obey_the_umask(mask, words, tmp_path):
-    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, umask=mask)
+    done = lottery(*words, umask=mask)
     assert done.returncode == 0, done.stderr
     modes = {path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path/"runs").rglob("*")}
     assert {name: oct(mode) for name, mode in modes.items() if mode != (0o777 if (tmp_path/name).is_dir() else 0o666) & ~mask} == {}
@@ -259,7 +262,7 @@ def as_another_user(words, out):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_reads_what_is_finished(words, spec, open_folder, tmp_path, capfd):
+def test_another_user_reads_what_is_finished(words, spec, open_folder, tmp_path, capfd, warm_python):
     "A runs folder of somebody else's, without the right to write"
     import filelock   # noqa: F401 (the other user may not be able to import)
     shutil.copytree(spec.model, open_folder/"model")
@@ -279,7 +282,7 @@ def test_another_user_reads_what_is_finished(words, spec, open_folder, tmp_path,
     assert code == 2 and "Permission denied" in complained and "Traceback" not in complained
 
 
-def test_a_full_disk_names_the_file_and_what_may_go(words, spec, tmp_path):
+def test_a_full_disk_names_the_file_and_what_may_go(words, spec, tmp_path, warm_python):
     "As the operating system says it, in a cell of the run"
     notebook = read_json(template_path("ticket"))
     notebook["cells"][-1]["source"] = "import errno; from lottery_nb.files import atomic\nwith atomic(run/'more.json') as temp: raise OSError(errno.ENOSPC, 'No space left on device')"

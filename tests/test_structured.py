@@ -1,15 +1,14 @@
 """The pruning loops as functions of two callables: properties, an independent replay, and death at every measurement."""
 import json
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+import warm
 from hypothesis import given, settings, strategies as st
 from transformers import BertConfig, BertModel
 
@@ -215,10 +214,10 @@ def test_a_killed_search_ends_with_the_same_bytes(spec, root, tmp_path, monkeypa
 def test_a_run_killed_with_kill_9_resumes_to_the_same_result(spec, root, tmp_path):
     code = "import sys, json; from lottery_nb.spec import make_spec; from lottery_nb.structured import compared_gates, gates_result\n" + (
            "spec = make_spec('structured', json.loads(sys.argv[1])); print(json.dumps(gates_result(spec, compared_gates(spec, sys.argv[2]), sys.argv[2]), sort_keys=True))")
-    command = [sys.executable, "-c", code, json.dumps(asdict(spec)), str(tmp_path)]
+    command = [warm.command("python"), "-c", code, json.dumps(asdict(spec)), str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(tmp_path.glob("stages/search-*")): time.sleep(.05)
-    process.send_signal(signal.SIGKILL); process.wait()
+    warm.kill(process)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     expected = gates_result(spec, compared_gates(spec, root), root)
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(expected))
@@ -282,7 +281,7 @@ def test_survival_shares_by_hand():
     assert mlps[0] == pytest.approx(np.concatenate([p.flatten().numpy() for p in parts]).mean())
 
 
-def test_templates_from_the_command_line(tiny_model, tiny_data, tmp_path, capsys):
+def test_templates_from_the_command_line(tiny_model, tiny_data, tmp_path, capsys, warm_python):
     "Two seeds of s-pruning, one run of m-pruning, their tickets, and the agreement of the seeds"
     words = [w for name, value in settings_of(tiny_model, tiny_data).items() for w in (f"--{name.replace('_', '-')}", str(value))]
     runs = ["--runs", str(tmp_path)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import warm
 
 from lottery_nb.files import BadInput, read_json
 from lottery_nb.spec import SPECS, TicketSpec
@@ -36,7 +37,7 @@ def test_papermill_understands_every_template(name):
 def test_papermill_alone_runs_the_ticket_template(spec, tmp_path):
     values = {name: value for name, value in vars(spec).items() if value is not None}
     words = [word for name, value in values.items() if value != "" for word in ("-r" if isinstance(value, str) else "-p", name, str(value))]
-    done = subprocess.run([Path(sys.executable).parent/"papermill", template_path("ticket"), tmp_path/"out.ipynb", *words], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
+    done = subprocess.run([warm.command("papermill"), template_path("ticket"), tmp_path/"out.ipynb", *words], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"LOTTERY_NB_RUNS": str(tmp_path/"runs")})
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_result(run_folder(spec, tmp_path/"runs"))["method"] == "omp"
 
@@ -64,7 +65,7 @@ def test_a_template_that_is_no_notebook_is_named(tmp_path):
     with pytest.raises(BadInput, match="x.ipynb is not valid JSON"): check_template(tmp_path/"x.ipynb", TicketSpec())
 
 
-def test_a_kernel_that_dies_is_a_failed_run_and_the_next_one_gets_a_new_kernel(spec, tmp_path):
+def test_a_kernel_that_dies_is_a_failed_run_and_the_next_one_gets_a_new_kernel(spec, tmp_path, warm_python):
     notebook = read_json(template_path("ticket"))
     notebook["cells"][-1]["source"] = "import os; os._exit(1)"
     (tmp_path/"dies.ipynb").write_text(json.dumps(notebook))
@@ -74,7 +75,7 @@ def test_a_kernel_that_dies_is_a_failed_run_and_the_next_one_gets_a_new_kernel(s
         assert worker.execute(spec)["method"] == "omp"
 
 
-def test_a_failed_run_keeps_what_is_needed_to_see_why(spec, tmp_path):
+def test_a_failed_run_keeps_what_is_needed_to_see_why(spec, tmp_path, warm_python):
     notebook = read_json(template_path("ticket"))
     notebook["cells"][-1]["source"] = "print('so far'); 1/0"
     (tmp_path/"broken.ipynb").write_text(json.dumps(notebook))
@@ -120,7 +121,7 @@ def kill_workers():
     for process in multiprocessing.active_children(): process.kill()
 
 
-def test_runs_that_lose_their_worker_process_go_on_in_a_new_one(spec, tmp_path):
+def test_runs_that_lose_their_worker_process_go_on_in_a_new_one(spec, tmp_path, warm_python):
     ended = []
     for _, result in sweep([replace(spec, seed=seed) for seed in range(3)], tmp_path, workers=1):
         if not ended: kill_workers()
@@ -142,7 +143,7 @@ def test_workers_that_are_always_killed_end_the_sweep_and_blame_no_run(spec, tmp
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see processes")
-def test_every_kernel_of_a_sweep_sees_its_own_gpu(spec, tmp_path, monkeypatch):
+def test_every_kernel_of_a_sweep_sees_its_own_gpu(spec, tmp_path, monkeypatch, warm_python):
     mark, seen = f"LOTTERY_TEST_{tmp_path.name}", set()
     monkeypatch.setenv(mark, "1")
     specs = [replace(spec, seed=seed) for seed in range(4)]
@@ -166,7 +167,7 @@ def test_gpus_are_counted_among_those_that_are_visible(monkeypatch):
 SILENT = "import time\nget_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))"   # what a cell has said arrives six seconds late
 
 
-def test_a_busy_machine_is_not_taken_for_a_dead_kernel(spec, tmp_path):
+def test_a_busy_machine_is_not_taken_for_a_dead_kernel(spec, tmp_path, warm_python):
     "nbclient alone gives up when a cell has ended and its output is more than four seconds late"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("spec = None", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(SILENT)])
     nbformat.write(notebook, tmp_path/"silent.ipynb")

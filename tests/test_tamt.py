@@ -3,9 +3,7 @@ import copy
 import gc
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given, settings as hypothesis_settings, strategies as st
@@ -482,13 +481,12 @@ def train(folder):
 
 def test_killed_training_gives_the_same_bytes(tmp_path):
     code = CHILD.format(tests=str(Path(__file__).parent))
-    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"killed")], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    killed = subprocess.Popen([warm.command("python"), "-c", code, str(tmp_path/"killed")], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert killed.stdout.readline() == "ready\n"
     while not (tmp_path/"killed.partial"/"checkpoint.safetensors").exists():
         time.sleep(.002)
         assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    warm.kill(killed)
     assert not (tmp_path/"killed").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -502,7 +500,7 @@ def test_killed_training_gives_the_same_bytes(tmp_path):
 # the command line
 
 
-def test_a_run_by_mask_training(tiny_model, tiny_data, tmp_path, capsys):
+def test_a_run_by_mask_training(tiny_model, tiny_data, tmp_path, capsys, warm_python):
     "From words to a result with both losses; the neighbour at another step shares the training"
     from lottery_nb.cli import main
     text = tmp_path/"text.txt"
@@ -518,7 +516,7 @@ def test_a_run_by_mask_training(tiny_model, tiny_data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content, message", [(b"", "empty"), (bytes(range(256)) * 40, "text")])
-def test_text_that_is_none(content, message, tiny_model, tiny_data, tmp_path, capsys):
+def test_text_that_is_none(content, message, tiny_model, tiny_data, tmp_path, capsys, warm_python):
     from lottery_nb.cli import main
     (tmp_path/"text.txt").write_bytes(content)
     words = ["run", "ticket", "--task", str(tiny_data), "--model", str(tiny_model), "--text", str(tmp_path/"text.txt"), "--max-steps", "2", "--runs", str(tmp_path/"runs"),

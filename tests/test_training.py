@@ -2,9 +2,7 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from datasets import Dataset
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
@@ -164,11 +163,11 @@ def test_kill_dash_nine(tmp_path, monkeypatch, batches):
     "Another process is killed at some step of 60; this one goes on and ends where an uninterrupted training ends"
     monkeypatch.setattr(training, "HISTORY_LINES", 10**9)
     code = CHILD.replace("max_steps=100000", "max_steps=60").replace("net = new_net()", "training.HISTORY_LINES = 10**9\nnet = bomb_slow(new_net())")
-    child = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path/"torn"), batches], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen([warm.command("python"), "-c", code, str(Path(__file__).parent), str(tmp_path/"torn"), batches], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         wait_for(lambda: any((path/"checksums.json").exists() for path in (tmp_path/"torn").glob("checkpoint-1?")), child)
     finally:
-        os.kill(child.pid, signal.SIGKILL); child.wait()
+        warm.kill(child)
     spec = RunSpec(task="sst2", batch_size=8, max_steps=60, learning_rate=1e-3, max_length=16, batches=batches)
     whole, resumed = new_net(), new_net()
     expected = finetune(whole, SST2, DATA, TOKENIZER, spec, tmp_path/"whole", mask=half(whole))
@@ -488,7 +487,7 @@ def test_real_input(assets, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["omp", "imp", "tamt-kd", "tamt-mlm"])
-def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys):
+def test_a_training_that_diverges_fails_and_leaves_no_result(method, tiny_model, tiny_data, tmp_path, capsys, warm_python):
     "A loss that is no number was reported as the accuracy of class 0"
     from lottery_nb.cli import main
     weights = load_file(tiny_model/"model.safetensors")
