@@ -1,11 +1,14 @@
-"""Smaller models at equal measured time: `python benchmarks/bench_shrink.py OUT`. The search beside dropped last layers, random gates, magnitudes and s-pruning.
+"""Smaller models at equal measured time: the search beside dropped last layers, random gates, magnitudes and s-pruning, `python benchmarks/bench_shrink.py`.
 
-The lottery question on top (--methods with 'pre-trained', 'random weights', 'ticket inside'): the search's structure, retrained from weights before fine-tuning.
+Bare, on the micro model, in minutes. On real English, with LOTTERY_NB_DATA naming GLUE's folder, in hours:
+    python benchmarks/bench_shrink.py --out studies/shrink --model minilm --tasks sst2 mrpc stsb --speedups 2 1.5 3 --steps 2000 --retrain 1000 --learning-rate 5e-5
 
+The lottery question on top (--methods "pre-trained" "random weights" "ticket inside"): the search's structure, retrained from weights before fine-tuning.
 Every structure is timed in turns with the full model; baselines are the nearest that their rule gives to the time asked. Each is scored, then retrained for
-as many steps by the same teacher. OUT/bench_shrink.csv grows row by row; a second call goes on where the first ended. Set LOTTERY_NB_DATA to GLUE's folder."""
+as many steps by the same teacher. OUT/bench_shrink.csv grows row by row; a second call goes on where the first ended."""
 import argparse
 import copy
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -156,20 +159,21 @@ def gain_kept(table: pd.DataFrame) -> pd.DataFrame:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "stsb"])
-    parser.add_argument("--speedups", nargs="+", type=float, default=[2., 1.5, 3.])
+    parser.add_argument("--out", type=Path, help="folder of runs and table; none: a temporary one")
+    parser.add_argument("--model", default="micro")
+    parser.add_argument("--tasks", nargs="+", default=["sst2"])
+    parser.add_argument("--speedups", nargs="+", type=float, default=[2.])
     parser.add_argument("--methods", nargs="+", choices=METHODS + STARTS, default=list(METHODS), help="the last three: other weights")
-    parser.add_argument("--steps", type=int, default=600, help="of the full model's training")
-    parser.add_argument("--retrain", type=int, default=300, help="steps for every smaller model")
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--steps", type=int, default=150, help="of the full model's training")
+    parser.add_argument("--retrain", type=int, default=100, help="steps for every smaller model")
+    parser.add_argument("--learning-rate", type=float, help="none: the model's own")
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32, help="examples of a forward pass that is timed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    given.out = given.out or Path(tempfile.mkdtemp(prefix="bench_shrink_"))
     path = given.out/"bench_shrink.csv"
     given.out.mkdir(parents=True, exist_ok=True)
     for task in given.tasks: one_task(task, given, path)

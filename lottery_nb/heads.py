@@ -22,7 +22,7 @@ from .adapt import start_of
 from .attention import read_texts
 from .baseline import record, target_spec, theta0
 from .files import BadInput, atomic, read_json, runs_root, stage
-from .gates import Gates
+from .gates import Gates, open_gates
 from .lab import page_notebook
 from .labels import sample_maps
 from .models import base_of, load_tokenizer
@@ -138,6 +138,7 @@ def named_heads(
                                                                                       "cnn_maps", "cnn_epochs")}
     def make(partial: Path):
         texts = texts_of(spec, tokenizer)
+        open_gates(theta0(target_spec(spec)))   # a small model is refused before it is trained
         for model, load in MODELS.items():
             for kind in ("raw", "norm"):
                 path = partial/f"{model}-{kind}.parquet"

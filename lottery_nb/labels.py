@@ -340,8 +340,8 @@ def real_scores(
               "eye": [record["label"] for record in records]}
     models, rows = [record["model"] for record in records], []
     for judge, names in judges.items():
-        for model in [*dict.fromkeys(models), "both"]:
-            pairs = [(name, said) for name, said, of in zip(names, predicted, models) if model in (of, "both")]
+        for model in [*dict.fromkeys(models), "all"]:
+            pairs = [(name, said) for name, said, of in zip(names, predicted, models) if model in (of, "all")]
             table = f1_table(*map(list, zip(*pairs)))
             rows.append(dict(judge=judge, model=model, weighted=table.f1["weighted"], macro=table.f1["macro"],
                              maps=len(pairs)))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .baseline import Piece, target_spec, theta0, train_into
 from .files import atomic, read_json, short_hash, stage, write_json
+from .gates import open_gates
 from .masks import Mask, hold
 from .scores import magnitude
 from .select import topk_mask
@@ -35,6 +36,7 @@ def weight_search(
     key = target.identity() | {name: getattr(spec, name) for name in ("pool", "threshold", "step", "iterations", "rule_metric")}
 
     def make(partial: Path):
+        open_gates(theta0(target))   # a small model is refused before it is trained: its heads cannot be counted
         model = fine_tuned(spec, root)
         score = remember(lambda sparsity: rule_score(spec, masked(model, spec.pool, sparsity)), partial/"score.json")
         found = prune_weights(score, spec.threshold, spec.step, spec.iterations)

@@ -120,8 +120,8 @@ def search(
     root: str | Path | None = None,   # folder of all runs
 ) -> Path:                            # stage folder: gates.json, steps.parquet, importance.json and score.json (what was measured)
     "s-pruning of the fine-tuned model, as a stage (Prasanna et al. 2020, section 3.3)"
-    open_gates(theta0(target_spec(spec)))   # a small model is refused before it is trained
     def make(partial: Path):
+        open_gates(theta0(target_spec(spec)))   # a small model is refused before it is trained
         model = fine_tuned(spec, root)
         ranked, scored = search_measures(spec, model)
         known = remember(ranked, partial/"importance.json"), remember(scored, partial/"score.json")

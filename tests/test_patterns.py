@@ -262,9 +262,11 @@ def test_correlation_is_pearsons_and_its_null_is_centred():
 
 def test_the_labels_that_are_committed():
     records = labels.eye_labels()
-    assert len(records) == 320 and len({labels.identity(record) for record in records}) == 320
+    assert len(records) == 520 and len({labels.identity(record) for record in records}) == 520
     texts = [{(r["model"], r["task"], r["row"]) for r in labels.eye_labels(part)} for part in ("develop", "report")]
     assert not texts[0] & texts[1]
+    twice = [record for record in records if record["again"]]
+    assert {record["model"] for record in twice} == {"minilm"} and len(twice) == 200 and {record["again"] for record in twice} <= set(CLASSES)
     assert all(8 <= len(record["map"]) <= 128 for record in records)
     with pytest.raises(BadInput, match="part must be one of"): labels.eye_labels("test")
 

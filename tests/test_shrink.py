@@ -25,7 +25,7 @@ from lottery_nb.running import run
 from lottery_nb.shrinking import Found, Wish, able, gates_of_run, random_like, search_score, search_structure, shrink
 from lottery_nb.sizes import Costs, Structure, additive, best_structure, closing_loss, counted_costs, felt, kept_best, knapsack, rearranged, whole
 from lottery_nb.small import ONNX_FILES, OnnxModel, exported, in_onnx, modelling, normal_equations, plain_width, reweighted, solved, tapped, write_small
-from lottery_nb.spec import RunSpec, StructuredSpec, TicketSpec
+from lottery_nb.spec import AttentionSpec, MagnitudeSpec, RunSpec, StructuredSpec, TicketSpec
 from lottery_nb.tasks import get_task
 from lottery_nb.tickets import Ticket
 from lottery_nb.training import encoded, predict
@@ -367,10 +367,13 @@ def test_a_small_folder_is_a_model_again(kind, folders, tiny_data, tmp_path):
     with torch.no_grad(): torch.testing.assert_close(again(IDS).logits, load_smaller(tmp_path/"smaller")(IDS).logits)
 
 
-def test_structured_pruning_of_a_small_folder_is_refused_before_it_trains(folders, tiny_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [StructuredSpec, MagnitudeSpec, AttentionSpec])
+def test_runs_that_count_heads_refuse_a_small_folder_before_it_trains(kind, folders, tmp_path, monkeypatch):
     monkeypatch.setattr("lottery_nb.training.Finetuner.training_step", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path/"long.csv").write_text("text,label\n" + "".join(f"{'the film was good ' * 2}{word},{word}\n" for word in ("good", "bad") * 10))
+    own = {"cnn_maps": 25, "cnn_epochs": 1} if kind is AttentionSpec else {}
     with pytest.raises(BadInput, match="gates need a whole model, but heads or the MLP of layer 0 have been removed: it is a small model already"):
-        run(StructuredSpec(model=str(folders["uneven"]), task=str(tiny_data), max_steps=3, max_length=16), tmp_path/"runs")
+        run(kind(model=str(folders["uneven"]), task=str(tmp_path/"long.csv"), max_steps=3, max_length=16, **own), tmp_path/"runs")
 
 
 def test_a_model_that_does_the_task_is_not_trained_again(spec, tiny_data, tmp_path, monkeypatch):
