@@ -98,7 +98,8 @@ def _no_contest(ours):
 def _seeds_behind(model, table):
     few = table.loc[[("full", "seeds"), ("imp", "seeds")]].replace(0, np.nan).stack().dropna()
     if not len(few): return f"{model}: no full model and no IMP ticket meet on any task"
-    return (f"{model}: means and deviations over {few.min():.0f} to {few.max():.0f} seeds (the paper: five); "
+    count = f"{few.min():.0f}" if few.min() == few.max() else f"{few.min():.0f} to {few.max():.0f}"
+    return (f"{model}: means and deviations over {count} seeds (the paper: five); "
             "one seed has no deviation to be forgiven; winning sparsities are chosen on the development set, as in the paper")
 
 # %% ../nbs/55_chen.ipynb #fcd290d8
@@ -253,7 +254,7 @@ def transfers(
 ) -> Section:                        # the paper's matrix and ours, at three sparsities
     "Do tickets transfer? (Chen et al. 2020, Figures 2, 5 and 6)"
     counts = {"paper": printed_matrix()[2]} | {model: transfer_matrix(rows)[2] for model, rows in ours.items()}
-    best = {name: ", ".join(f"{source} to {int(n)} targets" for source, n in count.nlargest(3).items())
+    best = {name: ", ".join(f"{source} to {int(n)} targets" for source, n in count.nlargest(3).items() if n)
             for name, count in counts.items()}
     shown = {"Figure 2, the paper, 70 %": transfer_heatmap(*printed_matrix()).figure}
     for item, level in (("Figure 2", .7), ("Figure 5", .5), ("Figure 6", None)):
@@ -303,7 +304,7 @@ def universal_ticket(
     won = (theirs >= -1e-9).sum()
     said = [f"the paper's table has winners {won} of {len(theirs)}; short of it by {gaps_said} points"]
     said += [f"{model}: MLM's ticket wins on {(gains >= -1e-9).sum()} of {gains.notna().sum()} tasks"
-             for model, gains in wins.drop(columns="paper").items()]
+             for model, gains in wins.drop(columns="paper").items() if gains.notna().any()]
     mean = (table7.loc[name] - table7.loc["Full BERT_BASE"]).mean()
     verdicts = [verdict for model, rows in ours.items()
                 for verdict in as_good_as_full(model, rows, tables[model].loc[("sparsity", "%")], f"{mean:+.1f}")]

@@ -101,7 +101,7 @@ def average_curve(
                     color=colour_of(method), marker="o", capsize=3)
     ax.axhline(100*rows.full_score.mean(), color=colour_of("dense"), linestyle="--", linewidth=1, label="full model")
     ax.set(xlabel="weights removed (%)", ylabel=f"average over {rows.tasks.iloc[0]} tasks (%)")
-    ax.legend(frameon=False, fontsize=7)
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
 # %% ../nbs/52_figures.ipynb #22cc008e
@@ -308,8 +308,9 @@ def survival_heatmap(
     "Survival of heads and MLPs (Prasanna et al. 2020, Figures 1 and 6 to 14)"
     beside = lambda left, right: np.column_stack([left, np.full(len(left), np.nan), right])
     mean, names = beside(heads, mlps).astype(float), [*range(np.shape(heads)[1]), "", "MLP"]
-    said = np.array([["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in mean], dtype=object)
-    if heads_std is not None: said = said + np.array([["" if np.isnan(v) else f"\n{v:.2f}" for v in row]
+    short = lambda v: "" if np.isnan(v) else f"{v:.1f}" if most > 1 else f"{v:.2f}".removeprefix("0")
+    said = np.array([[short(v) for v in row] for row in mean], dtype=object)
+    if heads_std is not None: said = said + np.array([["" if np.isnan(v) else f"\n{short(v)}" for v in row]
                                                       for row in beside(heads_std, mlps_std)], dtype=object)
     ax = ax or plt.subplots(figsize=(1.6 + .48*mean.shape[1], 1 + .42*len(mean)))[1]
     sns.heatmap(mean, annot=said, fmt="", cmap="viridis", vmin=0, vmax=most, annot_kws={"size": 7}, xticklabels=names,

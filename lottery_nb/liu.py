@@ -189,7 +189,8 @@ def average_scores(
     curves = {model: task_curves(pd.concat([agnostic(chosen(rows, ("own",))), chosen(rows, method="dense")]), model)
               for model, rows in ours.items()}
     shown |= {f"Figure 10, {model}": figure for model, figure in curves.items() if figure}
-    shown |= {f"Average score of {model} in percent": table.round(1) for model, table in overall.items()}
+    shown |= {f"Average score of {model} in percent": table.round(1).rename(columns="{:.0%}".format)
+              .rename_axis(columns="sparsity") for model, table in overall.items()}
     least = paper_table("liu_2022", "Section 4.2.1").iloc[0]["BERT, 50%"]
     said = [f"{model}, share of the full model's gain over its baseline at 50 %: {shares_said(rows)} (the paper, of its average "
             f"score: at least {least:.0f} % for all but random)" for model, rows in ours.items() if shares_said(rows)]
@@ -438,7 +439,7 @@ def few_judged(
     runs: pd.DataFrame,   # its ticket runs
 ) -> list[Verdict]:       # a method of mask training each
     "Does mask training beat IMP with fewer examples?"
-    rows, note = contested(few_runs(runs))
+    rows, note = contested(few_runs(runs)[lambda r: ~r.whole.astype(bool)])
     by = ("task", "asked_sparsity", "seed", "max_train")
     return [weigh(f"{method} beats imp, with fewer examples", "Figure 9", model,
                   paired(rows[rows.method == method], rows[rows.method == "imp"], by=by), note=note)

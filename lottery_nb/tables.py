@@ -151,11 +151,13 @@ def ticket_runs(
     fields_known = [field.name for field in fields(TicketSpec)]
     table = read_runs(place, ("ticket",), ["id", *fields_known, "asked_sparsity", "metric", "score", "full_score",
                                            "mlm_loss", "kd_loss"])
-    source = table.source.where(table.source.fillna("").ne(""), table.task)
+    given = table.source.astype(object)
+    source = given.where(given.fillna("").ne(""), table.task)
     own = source == table.task
     found_on = table.source_train.astype(float).fillna(table.max_train.astype(float).where(own))
-    return table.assign(source=source, own=own, whole=largest(table.max_train, [table.model, table.task]),
-                        source_whole=largest(found_on, [table.model, source, table.method]))
+    known = table.assign(source=source, own=own, whole=largest(table.max_train, [table.model, table.task]),
+                         source_whole=largest(found_on, [table.model, source, table.method]))
+    return known.copy()   # in one piece: pandas warns of a table whose columns came one by one
 
 # %% ../nbs/51_tables.ipynb #ee5ce15d
 def largest(

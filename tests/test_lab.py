@@ -161,6 +161,33 @@ def test_maps_are_labelled_by_key_and_by_click(lab, page, annotation, shots):
     page.screenshot(path=shots/"annotation_done.png")
 
 
+def test_a_second_person_sees_kappa_as_it_grows(lab, page, home, tiny_model, tiny_data, shots):
+    "Of the maps that both have labelled, after each answer; the numbers are worked out by hand"
+    first, second = home/"first.jsonl", home/"second.jsonl"
+    words = ["annotate", "--model", str(tiny_model), "--task", str(tiny_data), "--maps", "6", "--shortest", "6"]
+    assert main([*words, "--out", str(first), "--name", "ann"]) == 0
+    ann = labels.Annotator(list(labels.json_lines(first.with_suffix(".maps.jsonl"))), first, "ann")
+    for label in ("diagonal", "block", "vertical", "heterogeneous"): ann.answer(label)
+    assert main([*words, "--out", str(second), "--name", "bob", "--beside", str(first)]) == 0
+    said, press = page.locator(".annotate-said"), page.locator(".annotate").press
+
+    def kappa(done, expected):
+        page.wait_for_selector(f".annotate[data-done='{done}']")
+        assert re.findall(r"kappa (\S+) on (\d) maps labelled by both", said.inner_text()) == expected
+
+    run_all(page, lab.format("second.ipynb"))
+    kappa(0, [])
+    press("d"), press("b"), kappa(2, [("1.00", "2")])
+    press("d"), kappa(3, [("0.50", "3")])          # (2/3 - 3/9) / (1 - 3/9): ann has d b v, bob d b d
+    page.screenshot(path=shots/"annotation_second.png")
+    press("u"), kappa(2, [("1.00", "2")])
+    press("v"), press("h"), kappa(4, [("1.00", "4")])
+    press("b"), kappa(5, [("1.00", "4")])          # ann has not labelled this one
+    ann.answer("vertical"), ann.answer("block")    # while bob's page is open
+    press("b"), kappa(6, [("0.77", "6")])          # (5/6 - 10/36) / (1 - 10/36): d b v h v b and d b v h b b
+    assert [record["annotator"] for record in labels.read_records(second)] == ["bob"] * 6
+
+
 @pytest.fixture(scope="module")
 def tickets(home, tiny_model, tiny_data):
     from lottery_nb.running import run

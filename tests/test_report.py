@@ -4,6 +4,8 @@ import io
 import itertools
 import re
 import shutil
+import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -211,6 +213,38 @@ def test_a_picture_keeps_the_colours_of_methods_apart():
     found = {colour: pixels[((pixels - rgb)**2).sum(1).argmin()] for colour, rgb in wanted.items()}
     for colour, pixel in found.items(): assert min(wanted, key=lambda other: ((wanted[other] - pixel)**2).sum()) == colour
     assert len({tuple(pixel) for pixel in found.values()}) == len(wanted)
+
+
+def test_a_heatmap_takes_fewer_bytes_and_counts_have_one_decimal():
+    draw = np.random.default_rng(0)
+    ax = figures.survival_heatmap(draw.random((4, 4)) * 9, draw.random(4) * 9, label="tasks", most=9)
+    assert all(re.fullmatch(r"\d\.\d", text.get_text()) for text in ax.texts if text.get_text())
+    pixels = Image.open(io.BytesIO(base64.b64decode(report.picture(ax.figure).split("base64,")[1].split('"')[0])))
+    assert len(pixels.convert("RGB").getcolors()) <= 48
+    shares = figures.survival_heatmap(np.array([[.5, 1]]), np.array([0]))
+    assert [text.get_text() for text in shares.texts if text.get_text()] == [".50", "1.00", ".00"]
+
+
+def test_a_page_shows_neither_warnings_nor_row_numbers(tmp_path):
+    import nbformat
+    outputs = [nbformat.v4.new_output("stream", name=name, text=f"on {name}") for name in ("stdout", "stderr")]
+    cells = [nbformat.v4.new_markdown_cell("$x$"), nbformat.v4.new_code_cell("1", outputs=outputs), nbformat.v4.new_raw_cell("raw")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/"page.ipynb")
+    page = report.whole_page(tmp_path/"page.ipynb")
+    assert "on stdout" in page and "on stderr" not in page
+    numbered, named = pd.DataFrame({"claim": ["one"]}), pd.DataFrame({"a": [1]}, index=pd.Index(["mnli"], name="row"))
+    html = report.Section({"Table 1": numbered, "Table 2": named})._repr_html_()
+    assert "<th>0</th>" not in html and "<th>mnli</th>" in html and "row" not in re.findall(r"<th>(.*?)</th>", html)
+
+
+def test_pandas_does_not_warn_of_a_table_in_pieces():
+    "It did, at every step of a page"
+    place = Path(__file__).parent.parent/"nbs"/"reports"/"chen_2020_micro.csv"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.PerformanceWarning)
+        for runs in worlds(place, place.parent/"wiki_mini.csv").values():
+            rewinding(runs, "mlm")
+            assert len(tables.summary_table(runs.copy(deep=False)))
 
 
 @pytest.mark.parametrize("paper", report.REPORTS)
