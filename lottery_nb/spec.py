@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'PAPER_TASK', 'MICRO_TRAINING', 'MICRO_TASK', 'WORLD', 'POOLS', 'SCOPES', 'CHOICES', 'MOST_EPOCHS',
-           'NULLABLE', 'OPEN', 'T', 'CONTROL', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT',
-           'READS', 'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'by_content', 'usual_values', 'kinds',
-           'check_types', 'within', 'slugged', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of',
+           'NULLABLE', 'OPEN', 'CONTROL', 'T', 'EVERY', 'SHARE', 'SOURCE', 'CHAIN', 'SCORED', 'TRAINED', 'TAUGHT',
+           'READS', 'SPECS', 'training_defaults', 'check_table', 'RunSpec', 'usual_values', 'kinds', 'check_types',
+           'within', 'slugged', 'by_content', 'table_fields', 'load_plugins', 'plugins', 'known_method', 'pattern_of',
            'check_scope', 'mask_defaults', 'TicketSpec', 'StructuredSpec', 'MagnitudeSpec', 'AttentionSpec',
            'make_spec', 'injected', 'spec_from', 'parse_value', 'read_bool', 'run_command']
 
@@ -173,20 +173,6 @@ class RunSpec:
         paths = {field for name in inputs for field in behind.get(name, [name.split(":")[0]])}
         return {k: v for k, v in self.differing().items() if k not in paths} | ({"inputs": inputs} if inputs else {})
 
-# %% ../nbs/04_spec.ipynb #ecdaaa4c
-T = TypeVar("T")
-
-def by_content(
-    size: int,   # results kept
-) -> Callable[[Callable[..., T]], Callable[..., T]]:   # decorator of a function of a spec
-    "Keep what a function gave for a spec until a file behind the spec changes, as it may in a session that stays open"
-    def decorated(function: Callable[..., T]) -> Callable[..., T]:
-        kept = lru_cache(maxsize=size)(lambda spec, content: function(spec))
-        known = wraps(function)(lambda spec: kept(spec, short_hash(spec.identity(), 16)))
-        known.cache_clear = kept.cache_clear   # type: ignore[attr-defined]
-        return known
-    return decorated
-
 # %% ../nbs/04_spec.ipynb #2a32d532
 @lru_cache(maxsize=1024)
 def usual_values(
@@ -248,6 +234,20 @@ def slugged(
 ) -> str:        # letters, digits and dashes
     "Part of a folder name made from a name or a path"
     return re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower()).strip("-") or "data"
+
+# %% ../nbs/04_spec.ipynb #ecdaaa4c
+T = TypeVar("T")
+
+def by_content(
+    size: int,   # results kept
+) -> Callable[[Callable[..., T]], Callable[..., T]]:   # decorator of a function of a spec
+    "Keep what a function gave for a spec until a file behind the spec changes, as it may in a session that stays open"
+    def decorated(function: Callable[..., T]) -> Callable[..., T]:
+        kept = lru_cache(maxsize=size)(lambda spec, content: function(spec))
+        known = wraps(function)(lambda spec: kept(spec, short_hash(spec.identity(), 16)))
+        known.cache_clear = kept.cache_clear   # type: ignore[attr-defined]
+        return known
+    return decorated
 
 # %% ../nbs/04_spec.ipynb #fb5b3dbc
 def table_fields(

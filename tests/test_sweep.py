@@ -133,7 +133,7 @@ def test_runs_that_lose_their_worker_process_go_on_in_a_new_one(spec, tmp_path, 
 def test_workers_that_are_always_killed_end_the_sweep_and_blame_no_run(spec, tmp_path):
     stop = threading.Event()
     def kill():
-        while not stop.wait(.1): kill_workers()
+        while not stop.wait(.01): kill_workers()      # before a worker can have begun
     (killer := threading.Thread(target=kill)).start()
     try:
         with pytest.raises(RunFailed, match="before they began a run, 2 runs are left"): list(sweep([spec, replace(spec, seed=1)], tmp_path, workers=1))
