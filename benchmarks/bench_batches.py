@@ -3,7 +3,6 @@
 Of an epoch over the whole training set of SST-2 and of CoLA in either order, some steps are trained, spread evenly over the lengths of the epoch's batches.
 `LOTTERY_NB_DATA` names a folder of GLUE; without it, the tasks and the model are those of the micro world. The last column is the tokens of an epoch with their padding, as a ratio too.
 """
-import argparse
 import os
 import tempfile
 import time
@@ -12,12 +11,11 @@ from functools import partial
 import numpy as np
 import torch
 
+from bench_tamt import CLOCKS, timed_parser
 from lottery_nb.models import load_model, load_tokenizer
 from lottery_nb.spec import RunSpec
 from lottery_nb.tasks import load_data, task_of
 from lottery_nb.training import Finetuner, by_length, encoded, finetune
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Given(Finetuner):
@@ -53,17 +51,14 @@ def seconds(spec: RunSpec, chosen: list[list[int]], clock) -> float:
 
 def main():
     "A line a task: the best of the rounds of each, measured in turn"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timed_parser(__doc__, rounds=3)
     parser.add_argument("--model", default="minilm" if os.environ.get("LOTTERY_NB_DATA") else "micro")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that is busy with other things")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{'task':5} {'shuffled ms':>12} {'by length ms':>13} {'time':>6} {'tokens':>7}   (ms per example, then by length over shuffled)")
     for name in ("sst2", "cola"):
-        spec = RunSpec(task=name, model=args.model, batch_size=32, max_length=128)
+        spec = RunSpec(task=name, model=args.model, batch_size=32)
         task, data = task_of(spec), load_data(spec)
         lengths = np.array([len(ids) for ids in encoded(spec, task, data, load_tokenizer(spec.model), "train")["input_ids"]])
         orders = {"shuffled": np.random.default_rng(0).permutation(len(lengths)).tolist(), "length": by_length(lengths.tolist(), spec.batch_size, 0, 0)}

@@ -18,14 +18,14 @@ import torch
 
 from lottery_nb.baseline import beside_guess, target_spec, theta0
 from lottery_nb.files import atomic, short_hash
-from lottery_nb.gates import importance, latency, open_gates, smaller
+from lottery_nb.gates import importance, open_gates, smaller
 from lottery_nb.masks import Mask
 from lottery_nb.methods import calibration_batches
 from lottery_nb.models import start_weights
 from lottery_nb.scores import magnitude
 from lottery_nb.select import topk_mask
 from lottery_nb.shrinking import Ground, Wish, cut_down, felt_once, ground_of, random_like, retrained_small, scale_of, search_structure
-from lottery_nb.sizes import SECONDS, Felt, Structure, whole
+from lottery_nb.sizes import Felt, Structure, whole
 from lottery_nb.spec import RunSpec
 from lottery_nb.subnetworks import prune_gates
 from lottery_nb.weights import architecture, encoder_layers, prunable
@@ -57,12 +57,6 @@ def without_last(model: Any, layers: int) -> Any:
     return short
 
 
-def timed(ground: Ground, models: dict[str, Any], batch: int) -> dict[str, float]:
-    "Share of the full model's time"
-    times = latency({"full": ground.model} | models, batch, ground.tokens, seconds=SECONDS)
-    return {name: times[name] / times["full"] for name in models}
-
-
 def s_pruned(ground: Ground, share: float) -> Structure:
     "The loop of Prasanna et al. 2020 until the table says that the time asked is reached; the last step is the first that is fast enough"
     costs, batches = scale_of(ground).costs, list(calibration_batches(target_spec(ground.spec), EXAMPLES))
@@ -92,7 +86,7 @@ def candidates(ground: Ground, share: float, methods: list[str]) -> Iterator[tup
             yield method, kept, cut(kept), 0.
         if method in STARTS: yield method, found, started(ground, found, method), 0.
         if method == "last layers":
-            shares = timed(ground, {str(count): without_last(model, count) for count in range(1, model.config.num_hidden_layers)}, ground.wish.batch)
+            shares = ground.shares({str(count): without_last(model, count) for count in range(1, model.config.num_hidden_layers)})
             count = int(min(shares, key=lambda name: abs(shares[name] - share)))
             yield method, count, without_last(model, count), 0.
 
@@ -115,7 +109,7 @@ def kept_said(kept: Any) -> tuple[str, str]:
 
 def row_of(ground: Ground, speedup: float, method: str, kept: Any, cut: Any, seconds: float, steps: int) -> dict:
     "What one structure gives before and after retraining"
-    shares = {batch: timed(ground, {"cut": cut}, batch)["cut"] for batch in (1, ground.wish.batch)}
+    shares = {batch: ground.shares({"cut": cut}, batch)["cut"] for batch in (1, ground.wish.batch)}
     units = [part.tolist() for part in vars(kept).values()] if isinstance(kept, Structure) else kept
     pruned, key = ground.score(cut), {"structure": short_hash({"kept": units, "method": method})}
     retrained = retrained_small(cut, ground.model, ground.spec, steps, key, ground.root, ticket_inside(cut, method))

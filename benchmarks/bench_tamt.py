@@ -155,13 +155,19 @@ def median_ms(steps, rounds, clock):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+def timed_parser(about, rounds):
+    "Options of a benchmark that takes times"
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that is busy with other things")
+    return parser
+
+
+def main():
+    parser = timed_parser(__doc__, rounds=7)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that is busy with other things")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = ["dense ms", "usual ms", "ours ms", "ours/dense", "usual/ours", "products ms", "ours/products", "no dropout"]

@@ -494,12 +494,12 @@ def report(
     begun, failed = time.time(), {}
     with progress_bar(len(specs)) as advance:
         for count, (spec, result) in enumerate(ended, 1):
+            said = f"{spec.id}: {result}" if isinstance(result, Exception) else sentence(result)
             if isinstance(result, Exception): failed[spec.id] = str(result)
             seconds = time.time() - begun
             left = seconds * (len(specs) - count) / max(1, count - ready)
             ahead = f", about {duration(left)} left" if ready < count < len(specs) else ""
-            advance(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] "
-                    f"{f'{spec.id}: {result}' if isinstance(result, Exception) else sentence(result)}")
+            advance(f"[{count}/{len(specs)}, {len(failed)} failed, {duration(seconds)}{ahead}] {said}")
     if failed: raise RunFailed(f"{len(failed)} of {len(specs)} runs failed:\n  " + "\n  ".join(reasons(failed)))
 
 # %% ../nbs/62_cli.ipynb #fdd5e977
@@ -621,8 +621,7 @@ def claims_command(
     runs: Runs = None,
 ):
     "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."
-    from lottery_nb.findings import PAGES, claim_lines
-    one_of("paper", paper, PAGES)
+    from lottery_nb.findings import claim_lines
     for line in claim_lines(paper, runs_root(runs)): typer.echo(line)
 
 # %% ../nbs/62_cli.ipynb #b14fbc20

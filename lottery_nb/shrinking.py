@@ -234,11 +234,13 @@ class Ground(NamedTuple):
     score: Callable[[Any], float]            # a model's, on the dev set
     timed: Callable[[Structure], float]      # share of the full model's time
     root: Path | None                        # folder of all runs
+    cut: PreTrainedModel                     # the model as it is to begin with
+    full: Any                                # the same as it is timed
 
-    @property
-    def cut(self) -> PreTrainedModel:
-        "The model as it is to begin with"
-        return smaller(self.model, self.start.gates, neurons=self.start.neurons).eval()
+    def shares(self, nets: dict[str, Any], batch: int | None = None) -> dict[str, float]:
+        "Shares of the time that there is to begin with, measured in turns"
+        times = latency({"full": self.full} | nets, batch or self.wish.batch, self.tokens, seconds=SECONDS)
+        return {name: times[name] / times["full"] for name in nets}
 
 # %% ../nbs/48_shrinking.ipynb #e27631e4
 def able(
@@ -272,8 +274,10 @@ def ground_of(
         raise BadInput(f"task {spec.task} has no labels of sentences: shrink takes tasks of classes or numbers")
     task = materials(target_spec(spec)).task
     tokens, (model, start) = usual_length(spec), full_and_start(able(spec, root))
-    timed = timed_beside(model, wish.batch, tokens, wish.runs, start)
-    return Ground(spec, wish, model, start, tokens, lambda net: judge(spec, net)[task.metric], timed, root)
+    cut = smaller(model, start.gates, neurons=start.neurons).eval()
+    full = wish.runs(cut)
+    timed = timed_beside(model, wish.batch, tokens, wish.runs, full)
+    return Ground(spec, wish, model, start, tokens, lambda net: judge(spec, net)[task.metric], timed, root, cut, full)
 
 # %% ../nbs/48_shrinking.ipynb #aad532a5
 class Scale(NamedTuple):
@@ -297,7 +301,7 @@ def scale_of(
         measure = lambda structure: costs.total(structure) / full
     else:
         costs, share = measured_costs(model, wish.batch, tokens, wish.runs), 1/wish.speedup if wish.speedup else None
-        times = lambda: latency({"full": wish.runs(ground.cut)}, wish.batch, tokens, seconds=SECONDS)
+        times = lambda: latency({"full": ground.full}, wish.batch, tokens, seconds=SECONDS)
         if wish.latency_ms: share = wish.latency_ms / (1e3 * times()["full"])
         measure = ground.timed
     if share and share >= 1: raise BadInput("the full model is as small and fast as that already: ask for less")
@@ -322,7 +326,7 @@ def described_cut(
     "What a smaller model is, beside the full one"
     full, wish, tokens = ground.cut, ground.wish, ground.tokens
     count = lambda net: sum(p.numel() for p in net.parameters())
-    sides = {"full": wish.runs(full), "cut": wish.runs(cut)}
+    sides = {"full": ground.full, "cut": wish.runs(cut)}
     times = {size: latency(sides, size, tokens, seconds=SECONDS) for size in sorted({1, wish.batch})}
     speed = {f"speedup_batch_{size}": round(time["full"] / time["cut"], 3) for size, time in times.items()}
     for name, side in (("ms", "cut"), ("ms_full", "full")):
@@ -344,9 +348,9 @@ def judged_files(
     files = {"torch": "model.safetensors"} | ONNX_FILES
     nets = {"torch": cut} | exported(folder)
     logits = {name: predict(net, task, features, tokenizer) for name, net in nets.items()}
-    times = latency({"full": ground.wish.runs(ground.cut)} | nets, ground.wish.batch, ground.tokens, seconds=SECONDS)
+    shares = ground.shares(nets)
     return {name: {"score": ground.score(net), "difference": float(np.abs(logits[name] - logits["torch"]).max()),
-                   "share": times[name] / times["full"], "bytes": (folder/files[name]).stat().st_size}
+                   "share": shares[name], "bytes": (folder/files[name]).stat().st_size}
             for name, net in nets.items()}
 
 # %% ../nbs/48_shrinking.ipynb #8425ae8a
@@ -393,11 +397,8 @@ def full_points(
     with tempfile.TemporaryDirectory() as folder:
         onnx_beside(ground.cut, Path(folder))
         nets = exported(Path(folder))
-    times = latency({"full": ground.wish.runs(ground.cut)} | nets, ground.wish.batch, ground.tokens, seconds=SECONDS)
-    for name, net in nets.items():
-        share = times[name] / times["full"]
-        points.append(Point(f"full model, {name}", ground.score(net), full * share, 1/share))
-    return points
+    return points + [Point(f"full model, {name}", ground.score(nets[name]), full * share, 1/share)
+                     for name, share in ground.shares(nets).items()]
 
 # %% ../nbs/48_shrinking.ipynb #7e228b37
 def chosen_points(

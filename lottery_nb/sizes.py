@@ -148,14 +148,14 @@ def timed_beside(
     batch_size: int,         # examples
     tokens: int,             # per example
     runs: Callable[[HFModel], HFModel] = in_torch,   # a model of torch → what is timed in its place
-    start: Structure | None = None,   # what there is to begin with; None = everything
+    full: HFModel | None = None,   # what there is to begin with, as it is timed; None = the whole model
     repeats: int = 7,        # rounds
 ) -> Callable[[Structure], float]:   # what is kept → share of the time of what there is to begin with
     "Time cut models and the one they come from in turns"
-    made = lambda kept: runs(smaller(model, kept.gates, neurons=kept.neurons))
-    full = runs(model) if start is None else made(start)
+    begun = runs(model) if full is None else full
     def share(structure: Structure) -> float:
-        times = latency({"full": full, "cut": made(structure)}, batch_size, tokens, repeats, SECONDS)
+        cut = runs(smaller(model, structure.gates, neurons=structure.neurons))
+        times = latency({"full": begun, "cut": cut}, batch_size, tokens, repeats, SECONDS)
         return times["cut"] / times["full"]
     return share
 

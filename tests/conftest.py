@@ -46,6 +46,13 @@ def warm_python(monkeypatch):
     multiprocessing.set_executable(cold)
 
 
+@pytest.fixture
+def grid_variables(monkeypatch):
+    "What the grids of the repository take from the environment"
+    for name in ("MODEL", "TEXT", "DATA"): monkeypatch.setenv(f"LOTTERY_NB_{name}", f"my/{name.lower()}")
+    monkeypatch.setenv("LOTTERY_NB_TASK", "sst2")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     "A 2-layer random BERT with a ten-word vocabulary, as a folder"

@@ -182,9 +182,7 @@ def test_printed_commands_give_the_same_run(text, folder, seed, rewind, head, ra
     assert same_run(TicketSpec(task="rte", text=text, data_dir=folder, seed=seed, learning_rate=rate, method=method, **read), runs=folder or None)
 
 
-def test_every_grid_of_the_repository_prints_its_runs(capsys, monkeypatch):
-    for name in ("MODEL", "TEXT", "DATA"): monkeypatch.setenv(f"LOTTERY_NB_{name}", f"my/{name.lower()}")
-    monkeypatch.setenv("LOTTERY_NB_TASK", "sst2")
+def test_every_grid_of_the_repository_prints_its_runs(capsys, grid_variables):
     for grid in sorted((Path(__file__).parent.parent/"grids").glob("*.yaml")): assert all(map(same_run, read_grid(grid)[::7]))
     assert same_run(MagnitudeSpec(iterations=10, bad="largest")) and same_run(AttentionSpec(token_types=False))
     assert main(["sweep", str(grid), "--print"]) == 0

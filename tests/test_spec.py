@@ -119,10 +119,8 @@ def test_a_grid_that_is_a_folder_or_no_text_is_named(tmp_path):
         with pytest.raises(BadInput, match=str(path)): read_grid(path)
 
 
-def test_every_grid_in_the_repository_is_valid(monkeypatch):
+def test_every_grid_in_the_repository_is_valid(grid_variables):
     from pathlib import Path
-    for name in ("MODEL", "TEXT", "DATA"): monkeypatch.setenv(f"LOTTERY_NB_{name}", f"my/{name.lower()}")
-    monkeypatch.setenv("LOTTERY_NB_TASK", "sst2")
     grids = sorted((Path(__file__).parent.parent/"grids").glob("*.yaml"))
     assert grids and all(read_grid(path) for path in grids)
 
