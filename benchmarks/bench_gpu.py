@@ -2,7 +2,7 @@
 
 selection        `topk_mask` over all scores of BERT-base, beside torch's `kthvalue` over one long tensor
 held step        a fine-tuning step under a mask, beside the dense one
-mask training    a step of `MaskTraining` (encoder and embeddings), beside a dense MLM step with fused AdamW
+mask training    a step of `MaskTraining` (encoder and embeddings) in float32 and in bf16, beside a dense MLM step with fused AdamW of the same precision
 importance       exact per example, beside the usual per-batch pattern
 maps             norm-weighted attention maps, beside raw ones
 sweep            four runs of one GPU with two at a time, beside one at a time
@@ -74,13 +74,14 @@ def held_step(device: str, size: dict, rounds: int) -> list[Row]:
     return [("held fine-tuning step", 1e3 * ms["hold"], "ms", ms["hold"] / ms["dense"])]
 
 
-def dense_step(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
+def dense_step(model: nn.Module, ids: torch.Tensor, half: bool = False) -> Callable[[], None]:
     "A dense MLM step, logits at every position, fused AdamW"
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     labels = torch.where(torch.rand(ids.shape, device=ids.device) < .15, ids, -100)
 
     def step():
-        model(input_ids=ids, labels=labels).loss.backward()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half): loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.)
         optimizer.step()
         optimizer.zero_grad()
@@ -90,12 +91,15 @@ def dense_step(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
 def mask_training(device: str, size: dict, rounds: int, batch: int = 16, tokens: int = 128) -> list[Row]:
     "A step of mask training, its threshold exact at every step"
     config = BertConfig(**size)
-    ids, masked = words("cpu", (batch, tokens), config.vocab_size), BertForMaskedLM(config).to(device).train().requires_grad_(False)
-    training = MaskTraining(masked, ids, Words(), MaskSettings(pool="encoder+embeddings", steps=10_000, batch_size=batch))
-    for p in training.head.values(): p.requires_grad_()
-    steps = {"ours": training.advance, "dense": dense_step(BertForMaskedLM(config).to(device).train(), ids.to(device))}
-    ms = seconds(steps, device, rounds)
-    return [("mask-training step", 1e3 * ms["ours"], "ms", ms["ours"] / ms["dense"])]
+    ids, rows = words("cpu", (batch, tokens), config.vocab_size), []
+    for precision in ("float32", "bf16"):
+        masked = BertForMaskedLM(config).to(device).train().requires_grad_(False)
+        training = MaskTraining(masked, ids, Words(), MaskSettings(pool="encoder+embeddings", steps=10_000, batch_size=batch, precision=precision))
+        for p in training.head.values(): p.requires_grad_()
+        dense = dense_step(BertForMaskedLM(config).to(device).train(), ids.to(device), precision == "bf16")
+        ms = seconds({"ours": training.advance, "dense": dense}, device, rounds)
+        rows.append((f"mask-training step, {precision}", 1e3 * ms["ours"], "ms", ms["ours"] / ms["dense"]))
+    return rows
 
 
 def importances(device: str, size: dict, rounds: int, batch: int = 32, tokens: int = 128) -> list[Row]:

@@ -64,7 +64,7 @@ GROUPS = {   # of the options in a template's help
     "Schedule": "schedule step heads_step iterations round_epochs round_steps horizon prune_first rewind rewind_head "
                 "early_distance early_window",
     "Mask training": "mask_steps mask_at mask_learning_rate mask_batch_size mask_max_length mask_horizon mask_refresh "
-                     "mask_rank mask_init mask_decoder mask_teacher mask_padding",
+                     "mask_rank mask_init mask_decoder mask_teacher mask_padding mask_precision",
     "Maps": "ticket blocks token_types cnn cnn_maps cnn_epochs",
 }
 

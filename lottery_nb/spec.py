@@ -77,6 +77,7 @@ POOLS = ("encoder", "encoder+pooler", "encoder+embeddings", "encoder+embeddings+
 SCOPES = ("global", "matrix", "erk")   # and N:M, see `pattern_of`
 CHOICES = dict(
     mask_rank=("signed", "absolute"), mask_init=("omp", "random"), mask_decoder=("input", "both"), mask_teacher=("eval", "train"), mask_padding=("out", "in"),
+    mask_precision=("float32", "bf16"),
     pool=POOLS, schedule=("absolute", "remaining"), horizon=("round", "run"),
     start=("pretrained", "reinit", "shuffle-layers", "shuffle-within"),
     prune=("heads_mlps", "heads", "mlps"), importance=("per_example", "per_batch", "as_released"), draw=("equal", "bernoulli"), bad=("sampled", "largest"),
@@ -266,7 +267,7 @@ SOURCE = ("source", "source_train", "mask_seed")
 CHAIN = SHARE + SOURCE + ("schedule", "step", "round_epochs", "round_steps", "horizon", "rewind_head", "prune_first")
 SCORED = SHARE + SOURCE + ("score_examples", "score_at")
 TRAINED = SHARE + ("source", "mask_seed", "mask_steps", "mask_at", "mask_learning_rate", "mask_batch_size", "mask_horizon",
-                   "mask_refresh", "mask_rank", "mask_init", "mask_padding")
+                   "mask_refresh", "mask_rank", "mask_init", "mask_padding", "mask_precision")
 TAUGHT = TRAINED + ("mask_teacher",)
 READS = {
     "dense": (), "given": ("mask",), "random": SHARE + ("mask_seed",), "omp": SHARE,
@@ -380,6 +381,7 @@ class TicketSpec(RunSpec):
     mask_decoder: str = "input"      # tamt: side of a tied word embedding that is masked, input (as released) or both
     mask_teacher: str = "eval"       # tamt: mode of the dense teacher, eval or train (as released; B6)
     mask_padding: str = "out"        # tamt: padding in the distillation loss, out or in (as released)
+    mask_precision: str = "float32"  # tamt: what a step computes in; bf16: autocast, with scores, cuts and losses in float32 (for GPUs)
 
     template = "ticket"
 

@@ -214,11 +214,16 @@ def _survivors(weight: Tensor, score: Tensor, cut: Cut | GroupCut) -> Tensor:
     if isinstance(cut, GroupCut) or cut.ties is not None: return weight * binarise(score, cut)
     return torch.ge(cut.key(score), cut.threshold, out=torch.empty_like(weight)).mul_(weight)
 
+def _casting(x: Tensor) -> dict:
+    "The autocast that holds where x lies: the way back enters it again"
+    kind = x.device.type
+    return dict(device_type=kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, score, cut):
         ctx.save_for_backward(x, weight, score)
-        ctx.cut = cut
+        ctx.cut, ctx.casting = cut, _casting(x)
         return F.linear(x, _survivors(weight, score, cut), bias)
 
     @staticmethod
@@ -226,9 +231,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, score = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        grad_x = grad @ _survivors(weight, score, ctx.cut) if ctx.needs_input_grad[0] else None
+        with torch.autocast(**ctx.casting):
+            grad_x = grad @ _survivors(weight, score, ctx.cut) if ctx.needs_input_grad[0] else None
+            product = flat.T @ x.flatten(0, -2)
         grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, None, grad_bias, (flat.T @ x.flatten(0, -2)).mul_(weight), None
+        return grad_x, None, grad_bias, product.to(weight.dtype).mul_(weight), None
 
 def masked_linear(
     x: Tensor,            # [..., inputs]
@@ -342,6 +349,10 @@ def draw_batch(
     return {name: column[:, :width] for name, column in batch.items()}
 
 # %% ../nbs/33_tamt.ipynb #8897cbed
+def _wide(values: Tensor) -> Tensor:
+    "At least float32: losses are not computed in half precision"
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
 def mlm_term(
     student: ModelOutput,         # output of the masked trunk: `last_hidden_state` [n, length, width]
     teacher: ModelOutput | None,  # not used
@@ -351,7 +362,7 @@ def mlm_term(
     "Masked language modelling, logits at masked positions only (Liu et al. 2022, section 3.4.3)"
     predicted = batch["labels"] != -100
     logits = head(student.last_hidden_state[predicted])
-    return F.cross_entropy(logits, batch["labels"][predicted], reduction="sum") / predicted.sum().clamp(min=1)
+    return F.cross_entropy(_wide(logits), batch["labels"][predicted], reduction="sum") / predicted.sum().clamp(min=1)
 
 # %% ../nbs/33_tamt.ipynb #a927a222
 def kd_term(
@@ -362,7 +373,7 @@ def kd_term(
 ) -> Tensor:                      # mean over layers 1..L and tokens of 1 − cos, in [0, 2]
     "Distillation of hidden states (Liu et al. 2022, Eq. 6)"
     pairs = zip(student.hidden_states[1:], teacher.hidden_states[1:])
-    distance = torch.stack([1 - F.cosine_similarity(s, t, dim=-1) for s, t in pairs]).mean(0)
+    distance = torch.stack([1 - F.cosine_similarity(_wide(s), _wide(t), dim=-1) for s, t in pairs]).mean(0)
     return (distance * batch["weight"]).sum() / batch["weight"].sum()
 
 # %% ../nbs/33_tamt.ipynb #0f61905d
@@ -374,7 +385,7 @@ def attention_term(
 ) -> Tensor:                      # mean over layers, heads and tokens of the squared distance of attention rows
     "Distillation of attention maps (Jiao et al. 2020, section 3.1; future work of Liu et al. 2022)"
     pairs = zip(student.attentions, teacher.attentions, strict=True)
-    distance = torch.stack([(s - t).square().sum(-1).mean(1) for s, t in pairs]).mean(0)
+    distance = torch.stack([(_wide(s) - _wide(t)).square().sum(-1).mean(1) for s, t in pairs]).mean(0)
     return (distance * batch["weight"]).sum() / batch["weight"].sum()
 
 # %% ../nbs/33_tamt.ipynb #1d7a6d4a
@@ -393,7 +404,7 @@ def objective_terms(
 # %% ../nbs/33_tamt.ipynb #19c32866
 MASK_CHOICES = dict(
     rank=("signed", "absolute"), init=("omp", "random"),
-    decoder=("input", "both"), teacher=("eval", "train"), padding=("out", "in"),
+    decoder=("input", "both"), teacher=("eval", "train"), padding=("out", "in"), precision=("float32", "bf16"),
 )
 
 # %% ../nbs/33_tamt.ipynb #7e786c4a
@@ -417,6 +428,7 @@ class MaskSettings:
     batch_size: int = 16          # blocks per step
     teacher: str = "eval"         # mode of the dense model, eval or train (as released, B6)
     padding: str = "out"          # padding in the distillation terms, out or in (as released)
+    precision: str = "float32"    # of forward and backward pass; bf16: autocast, scores, cuts and losses stay float32
     save_at: tuple = ()           # steps whose masks are kept; the last is always
     seed: int = 0                 # order, masked tokens, dropout, random start
 
@@ -426,6 +438,10 @@ class MaskSettings:
             if getattr(self, name) is None: object.__setattr__(self, name, value)
         object.__setattr__(self, "save_at", tuple(sorted({int(step) for step in self.save_at} | {self.steps})))
         _check_settings(self)
+
+    def key(self) -> dict:   # field → value
+        "What a stage is known by; float32 is not named: a stage from before there was a choice is the same stage"
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("precision", "float32")}
 
 def _check_settings(settings: MaskSettings):
     "Refuse values outside their range"
@@ -529,7 +545,7 @@ class MaskTraining:
         self.head = head_parameters(model) if "mlm" in objective_terms(settings.objective) else {}
         groups = [dict(params=list(self.scores.values.values()), weight_decay=settings.weight_decay), dict(params=list(self.head.values()), weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, betas=(.9, .999), fused=True)
-        self.step, self.history, self.exact = 0, list[dict](), mask.sparsity
+        self.step, self.rows, self.exact = 0, list[dict](), mask.sparsity
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -538,20 +554,34 @@ class MaskTraining:
 
     def advance(self, plain: bool = False):
         "One step: refresh the thresholds, forward, backward, clip, AdamW"
+        self.settle()
         settings, rate = self.settings, self.settings.learning_rate * (1 - self.step / self.settings.horizon)
         if settings.refresh == 1 or self.step and self.step % settings.refresh == 0: self.scores.refresh(self.reach)
         sparsity = self.exact if settings.refresh == 1 else self.scores.sparsity_now
         torch.manual_seed(settings.seed * 1_000_033 + self.step)
         batch = draw_batch(self.ids, self.step, settings.batch_size, settings.seed, self.tokenizer, bool(self.head), settings.padding == "in")
-        losses = objective_losses(self.model, self.scores, {k: v.to(self.model.device) for k, v in batch.items()}, settings, self.teacher, plain)
-        for name, loss in losses.items():
-            finite(loss.item(), f"the {name} loss of mask-training step {self.step + 1} of {settings.steps}", settings.learning_rate)
+        batch = {name: column.to(self.model.device, non_blocking=True) for name, column in batch.items()}
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            losses = objective_losses(self.model, self.scores, batch, settings, self.teacher, plain)
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step(); self.optimizer.zero_grad()
         self.step += 1
-        self.history.append({"step": self.step, "learning_rate": rate} | {name: loss.item() for name, loss in losses.items()} | {"sparsity": sparsity})
+        self.rows.append({"step": self.step, "learning_rate": rate} | {name: loss.detach() for name, loss in losses.items()} | {"sparsity": sparsity})
+
+    def settle(self):
+        "Read the losses of the last step: where the next one begins or somebody asks, so that no step waits for its own"
+        for name, value in (self.rows[-1] if self.rows else {}).items():
+            if not isinstance(value, Tensor): continue
+            self.rows[-1][name] = value.item()
+            finite(self.rows[-1][name], f"the {name} loss of mask-training step {self.step} of {self.settings.steps}", self.settings.learning_rate)
+
+    @property
+    def history(self) -> list[dict]:
+        "A row per step: learning_rate, loss of each term, sparsity of the forward pass"
+        self.settle()
+        return self.rows
 
     @property
     def reach(self) -> float:
@@ -573,7 +603,7 @@ class MaskTraining:
         for name, p in self.parameters.items():
             p.copy_(tensors[name])
             self.optimizer.state[p] = {kind: tensors[f"{name}:{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
-        self.step, self.history = state["step"], state["history"]
+        self.step, self.rows = state["step"], state["history"]
         self.scores.cuts |= {name: Cut(**cut) for name, cut in state["cuts"].items()}   # a pattern is cut anew by the next step
 
 # %% ../nbs/33_tamt.ipynb #8e24a529
@@ -672,7 +702,7 @@ def training_key(
     "What tells one mask training from another"
     weights = lambda net: _digest(net.state_dict().values()) if net is not None else None
     sums = dict(model=weights(model), text=_digest([ids]), start=start and _digest(start.values()), teacher=weights(teacher))
-    return json.loads(json.dumps(asdict(settings))) | sums
+    return json.loads(json.dumps(settings.key())) | sums
 
 def _digest(tensors) -> str:
     "The start of `tensor_digest`: keys are short"
@@ -746,7 +776,7 @@ def mask_settings(
 ) -> MaskSettings:     # what `train_mask` needs
     "The mask training that a spec asks for"
     same = {name: getattr(spec, f"mask_{name}") for name in ("rank", "refresh", "init", "decoder", "steps", "horizon", "teacher",
-                                                             "padding", "learning_rate", "batch_size")}
+                                                             "padding", "learning_rate", "batch_size", "precision")}
     seed = spec.seed if spec.mask_seed is None else spec.mask_seed
     return MaskSettings(
         objective=spec.method.removeprefix("tamt-"), sparsity=spec.sparsity, pool=spec.pool, scope=spec.scope,
@@ -758,7 +788,7 @@ def training_fields(
     source: RunSpec,    # of `text_spec`
 ) -> dict:              # field → value
     "Everything that a mask training depends on: the key of its stage"
-    return source.identity() | asdict(mask_settings(spec)) | dict(dropout=spec.dropout)
+    return source.identity() | mask_settings(spec).key() | dict(dropout=spec.dropout)
 
 # %% ../nbs/33_tamt.ipynb #7c486ed1
 def trained_masks(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from lottery_nb.masks import Mask, hold
 from lottery_nb.methods import find_ticket
 from lottery_nb.spec import TicketSpec
 from lottery_nb.tamt import (Cut, MaskSettings, MaskTraining, Scores, attention_term, binarise, block_ids, draw_batch, exact_cuts, head_parameters,
-                             initial_scores, kd_term, mask_losses, masked_embedding, masked_forward, mlm_term, objective_losses, pretraining_losses,
-                             start_mask, token_marks, train_mask)
+                             initial_scores, kd_term, mask_losses, masked_embedding, masked_forward, masked_linear, mlm_term, objective_losses, pretraining_losses,
+                             start_mask, text_spec, token_marks, train_mask, training_fields)
 from lottery_nb.tasks import fixed_masks
+from lottery_nb.training import Diverged
 from lottery_nb.weights import mlm_head, prunable
 
 SIZE = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24, initializer_range=.1)
@@ -459,6 +461,71 @@ def test_attention_term_is_zero_for_equal_maps():
 def test_bad_text():
     with pytest.raises(BadInput, match="at least one block"): block_ids(np.zeros((0, 8), int))
     with pytest.raises(BadInput, match="at least one block"): block_ids(np.zeros(8, int))
+
+
+# half precision
+
+
+@pytest.mark.parametrize("objective", ["mlm", "kd", "mlm+kd+attention"])
+def test_bf16_trains_like_float32_with_scores_cuts_and_losses_in_float32(objective):
+    quiet = dict(hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+    ways = [training(bert(**quiet), objective=objective, pool="encoder+embeddings", learning_rate=1e-3, precision=precision) for precision in ("float32", "bf16")]
+    if "attention" in objective:
+        for way in ways: way.model.set_attn_implementation("eager")
+    for way in ways: way.grads = seen_gradients(way)
+    for _ in range(4):
+        for way in ways: way.advance()
+    for term in objective.split("+"): assert [row[term] for row in ways[1].history] == pytest.approx([row[term] for row in ways[0].history], rel=.05, abs=2e-3)
+    assert len({row["sparsity"] for row in ways[1].history}) == 1
+    assert {p.dtype for p in ways[1].parameters.values()} == {torch.float32}
+    flat = [torch.cat([way.grads[name].flatten() for name in ways[0].scores.values]) for way in ways]
+    assert flat[1].dtype == torch.float32 and not torch.equal(*flat)   # half precision was at work
+    assert torch.cosine_similarity(*flat, dim=0) > .98
+
+
+def seen_gradients(way):
+    "Gradients of the scores in the first step, as they arrive"
+    found = {}
+    def kept(p, name): found.setdefault(name, p.grad.clone())
+    for name, score in way.scores.values.items(): score.register_post_accumulate_grad_hook(partial(kept, name=name))
+    return found
+
+
+def test_under_autocast_a_masked_product_is_in_bf16_both_ways():
+    x, weight, score = torch.randn(6, 8).requires_grad_(), torch.randn(4, 8), torch.randn(4, 8).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16): y = masked_linear(x, weight, None, score, Cut(0.))
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    kept = (weight * (score.detach() >= 0)).bfloat16()
+    assert torch.equal(x.grad, (torch.ones(6, 4).bfloat16() @ kept).float())
+    assert torch.equal(score.grad, (torch.ones(4, 6).bfloat16() @ x.detach().bfloat16()).float() * weight)
+
+
+def test_bf16_resumes_to_the_same_scores(tmp_path):
+    ways = [training(bert(), objective="mlm+kd", learning_rate=1e-3, precision="bf16") for _ in range(2)]
+    for _ in range(3): ways[0].advance()
+    ways[0].save(tmp_path/"checkpoint"), ways[1].restore(tmp_path/"checkpoint")
+    for way in ways: way.advance(); way.advance()
+    assert ways[0].history == ways[1].history
+    assert all(torch.equal(score, ways[1].scores.values[name]) for name, score in ways[0].scores.values.items())
+
+
+def test_float32_is_what_stages_and_runs_were_called_before_there_was_a_choice():
+    assert "precision" not in MaskSettings().key() and MaskSettings(precision="bf16").key()["precision"] == "bf16"
+    plain, half = (TicketSpec(method="tamt-mlm", model="micro", **fields) for fields in ({}, dict(mask_precision="bf16")))
+    assert "mask_precision" not in plain.identity() and plain.id != half.id
+    assert training_fields(plain, text_spec(plain)) | {"precision": "bf16"} == training_fields(half, text_spec(half))
+    with pytest.raises(BadInput, match="precision"): MaskSettings(precision="fp16")
+    with pytest.raises(BadInput, match="mask_precision"): TicketSpec(method="tamt-mlm", mask_precision="half")
+    with pytest.raises(BadInput, match="does not read mask_precision"): TicketSpec(method="omp", mask_precision="bf16")
+
+
+def test_a_loss_that_left_the_numbers_is_named_by_its_step_when_the_next_begins():
+    way = training(bert())
+    way.advance()
+    with torch.no_grad(): way.model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    way.advance()
+    with pytest.raises(Diverged, match=r"the mlm loss of mask-training step 2 of \d+ is nan"): way.advance()
 
 
 # kill -9
