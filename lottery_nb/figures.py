@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from scipy.stats import spearmanr
 
 from .files import BadInput, atomic, one_of
@@ -325,11 +325,12 @@ def survival_panels(
     limits: tuple[float, float] = (0, 1),   # ends of the colour scale
     columns: int = 5,              # panels side by side
     side: float = 1.3,             # of a panel, in inches
+    inside: SubFigure | None = None,   # where to draw; None = a new figure
 ) -> Figure:                       # layers down, heads across, the MLP last
     "Survival of heads and MLPs for several tasks (Prasanna et al. 2020, Figures 6 to 14)"
     rows = -(-len(maps) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(side*columns + .6, (side + .05)*rows), squeeze=False,
-                                layout="constrained")
+    figure: Any = inside or plt.figure(figsize=(side*columns + .6, (side + .05)*rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax, (title, values) in zip(axes.flat, maps.items()):
         image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
         ax.set_title(title, fontsize=8)

@@ -20,6 +20,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -596,13 +597,15 @@ def layers_judged(
 
 # %% ../nbs/57_prasanna.ipynb #4509ec99
 def map_row(
-    maps: dict[str, np.ndarray],   # name → (layer, head), with the MLP last or not
-    method: str,                   # m-pruning or s-pruning
-) -> Figure:                       # panels side by side on one scale
+    maps: dict[str, dict[str, np.ndarray]],   # method → name → (layer, head), with the MLP last or not
+) -> Figure:                                  # panels side by side; those of a method on one scale
     "Survival by the paper and by our models beside each other"
-    values = np.concatenate([kept.ravel() for kept in maps.values()])
-    limits = (0, 1) if method == "s-pruning" else (np.nanmin(values), np.nanmax(values))
-    figure = survival_panels(maps, limits, len(maps), side=2)
+    widths = [2*len(row) + .8 for row in maps.values()]
+    figure = plt.figure(figsize=(sum(widths), 2.3), layout="constrained")
+    for part, (method, row) in zip(figure.subfigures(1, len(maps), squeeze=False, width_ratios=widths).flat, maps.items()):
+        values = np.concatenate([kept.ravel() for kept in row.values()])
+        limits = (0, 1) if method == "s-pruning" else (np.nanmin(values), np.nanmax(values))
+        survival_panels({f"{method}, {name}": kept for name, kept in row.items()}, limits, len(row), inside=part)
     figure.supylabel("layer", fontsize=8)
     figure.supxlabel("head, last the MLP where it is known", fontsize=8)
     return figure
@@ -611,22 +614,21 @@ def map_row(
 def survival_maps(
     gates: pd.DataFrame,   # from `page_gates`
     folder: str = "",      # as in `published_file`
-) -> Section:              # a figure a task and method, the paper beside ours
+) -> Section:              # a figure a task, both methods, the paper beside ours
     "Which heads and MLPs survive, task by task? (Prasanna et al. 2020, Figures 6 to 14)"
-    shown, said, verdicts = {}, [], []
+    said, verdicts = [], []
+    drawn: dict[str, dict] = {task: {} for task in SURVIVALS}
     for method in KEPT:
         maps = {"the paper": printed_maps(method, folder)}
         said.append(_layers_said(method, published_survival(method)))
         for model, rows in models_of(gates, method).items():
             if found := mean_over_seeds(our_survival(rows)): maps[model] = found
             verdicts += layers_judged(model, rows, method)
-        for task, item in SURVIVALS.items():
-            if drawn := {name: found[task] for name, found in maps.items()
-                         if task in found}: shown[f"{item}, {task}, {method}"] = map_row(drawn, method)
+        for task in SURVIVALS:
+            if row := {name: found[task] for name, found in maps.items() if task in found}: drawn[task][method] = row
     if len(gates) and not any(gates.folder): said.append(NO_GATES)
-    return Section({caption: shown[caption]
-                    for caption in sorted(shown, key=lambda caption: int(caption.split(",")[0].split()[1]))}, said,
-                    verdicts)
+    shown = {f"{item}, {task}": map_row(drawn[task]) for task, item in SURVIVALS.items() if drawn[task]}
+    return Section(shown, said, verdicts)
 
 
 def _layers_said(method, maps):

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -109,7 +110,7 @@ def picture(
     "A figure as a part of a page, in 128 colours (a heatmap: 48): half the bytes, and methods stay apart (tested)"
     drawn, packed = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
-    colours = 48 if any(isinstance(part, QuadMesh) for ax in figure.axes for part in ax.collections) else 128
+    colours = 48 if any(isinstance(part, (QuadMesh, AxesImage)) for ax in figure.axes for part in ax.get_children()) else 128
     few = Image.open(drawn).convert("RGB").quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.convert("RGB").save(packed, "WEBP", lossless=True, method=6)
     return f'<img alt="{escape(caption)}" src="data:image/webp;base64,{b64encode(packed.getvalue()).decode()}">'
