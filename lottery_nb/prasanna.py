@@ -602,7 +602,8 @@ def map_row(
     "Survival by the paper and by our models beside each other"
     widths = [2*len(row) + .8 for row in maps.values()]
     figure = plt.figure(figsize=(sum(widths), 2.3), layout="constrained")
-    for part, (method, row) in zip(figure.subfigures(1, len(maps), squeeze=False, width_ratios=widths).flat, maps.items()):
+    parts = figure.subfigures(1, len(maps), squeeze=False, width_ratios=widths).flat
+    for part, (method, row) in zip(parts, maps.items()):
         values = np.concatenate([kept.ravel() for kept in row.values()])
         limits = (0, 1) if method == "s-pruning" else (np.nanmin(values), np.nanmax(values))
         survival_panels({f"{method}, {name}": kept for name, kept in row.items()}, limits, len(row), inside=part)

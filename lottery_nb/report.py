@@ -110,7 +110,8 @@ def picture(
     "A figure as a part of a page, in 128 colours (a heatmap: 48): half the bytes, and methods stay apart (tested)"
     drawn, packed = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight")
-    colours = 48 if any(isinstance(part, (QuadMesh, AxesImage)) for ax in figure.axes for part in ax.get_children()) else 128
+    kinds = {type(part) for ax in figure.axes for part in ax.get_children()}
+    colours = 48 if kinds & {QuadMesh, AxesImage} else 128
     few = Image.open(drawn).convert("RGB").quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.convert("RGB").save(packed, "WEBP", lossless=True, method=6)
     return f'<img alt="{escape(caption)}" src="data:image/webp;base64,{b64encode(packed.getvalue()).decode()}">'

@@ -381,7 +381,7 @@ class TicketSpec(RunSpec):
     mask_decoder: str = "input"      # tamt: side of a tied word embedding that is masked, input (as released) or both
     mask_teacher: str = "eval"       # tamt: mode of the dense teacher, eval or train (as released; B6)
     mask_padding: str = "out"        # tamt: padding in the distillation loss, out or in (as released)
-    mask_precision: str = "float32"  # tamt: what a step computes in; bf16: autocast, with scores, cuts and losses in float32 (for GPUs)
+    mask_precision: str = "float32"  # tamt: of a step; bf16: autocast, scores and losses stay in float32 (for GPUs)
 
     template = "ticket"
 

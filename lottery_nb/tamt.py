@@ -568,14 +568,16 @@ class MaskTraining:
         for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step(); self.optimizer.zero_grad()
         self.step += 1
-        self.rows.append({"step": self.step, "learning_rate": rate} | {name: loss.detach() for name, loss in losses.items()} | {"sparsity": sparsity})
+        found = {name: loss.detach() for name, loss in losses.items()}
+        self.rows.append({"step": self.step, "learning_rate": rate} | found | {"sparsity": sparsity})
 
     def settle(self):
-        "Read the losses of the last step: where the next one begins or somebody asks, so that no step waits for its own"
+        "Read the last step's losses, where the next begins or somebody asks: no step waits for its own"
         for name, value in (self.rows[-1] if self.rows else {}).items():
             if not isinstance(value, Tensor): continue
+            where = f"the {name} loss of mask-training step {self.step} of {self.settings.steps}"
             self.rows[-1][name] = value.item()
-            finite(self.rows[-1][name], f"the {name} loss of mask-training step {self.step} of {self.settings.steps}", self.settings.learning_rate)
+            finite(self.rows[-1][name], where, self.settings.learning_rate)
 
     @property
     def history(self) -> list[dict]:
