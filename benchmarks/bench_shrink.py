@@ -138,8 +138,8 @@ def one_task(task: str, given: argparse.Namespace, path: Path):
         full = ground.score(ground.model)
         for method, *rest in candidates(ground, 1/speedup, left):
             row = row_of(ground, speedup, method, *rest, steps=given.retrain)
-            about = {"task": task, "seed": given.seed, "model": given.model, "threads": torch.get_num_threads(), "tokens": ground.tokens, "steps": given.steps, "learning_rate": spec.learning_rate,
-                     "retrain_steps": given.retrain, "score_full": full} | beside_guess(spec, full)
+            about = {"task": task, "seed": given.seed, "model": given.model, "threads": torch.get_num_threads(), "tokens": ground.tokens, "steps": given.steps,
+                     "learning_rate": spec.learning_rate, "retrain_steps": given.retrain, "score_full": full} | beside_guess(spec, full)
             table = pd.DataFrame([*kept_rows(path).to_dict("records"), about | row])
             with atomic(path) as temp: table.to_csv(temp, index=False)
             print(f"{task} {speedup:g} times, {method}: {row['score_pruned']:.4f}, retrained {row['score_retrained']:.4f} (full {full:.4f}), "

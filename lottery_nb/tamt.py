@@ -657,6 +657,7 @@ def _train(training: MaskTraining, folder: Path, checkpoint_every: int):
     while training.step < settings.steps:
         training.advance()
         if training.step in settings.save_at:
+            training.settle()   # a loss that left the numbers is named before the scores that it spoilt
             training.scores.refresh()
             write_mask(folder/f"mask-{training.step:06d}.safetensors", training.scores.mask())
         if training.step % checkpoint_every == 0: training.save(checkpoint)
