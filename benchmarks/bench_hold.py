@@ -41,7 +41,7 @@ def variants(size: dict, device: str = "cpu") -> dict[str, Callable[[], None]]:
     dense, again, held, hooked = (copy.deepcopy(model) for _ in range(4))   # four copies: memory laid out alike
     mask: Mask = topk_mask(magnitude(prunable(held)), .7)
     hold(held, mask)
-    for name, kept in mask.items(): prune.custom_from_mask(hooked.get_submodule(name.removesuffix(".weight")), "weight", kept)
+    for name, kept in mask.items(): prune.custom_from_mask(hooked.get_submodule(name.removesuffix(".weight")), "weight", kept.to(device))
     return {"dense": stepper(dense), "dense again": stepper(again), "hold": stepper(held), "torch.nn.utils.prune": stepper(hooked)}
 
 

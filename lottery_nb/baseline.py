@@ -15,16 +15,17 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pandas as pd
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState,
                           TrainingArguments)
 
+from . import __version__
 from .datafiles import data_root
 from .adapt import start_of
 from .files import BadInput, atomic, read_json, short_hash, stage, write_json
@@ -219,7 +220,7 @@ def beside_guess(
 # %% ../nbs/31_baseline.ipynb #c2b288e5
 def environment() -> dict:   # python, torch, transformers, lottery_nb: versions; device; threads
     "What computes here"
-    names = {name: version(name.replace("_", "-")) for name in ("torch", "transformers", "lottery_nb")}
+    names = {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__, "lottery_nb": __version__}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {"python": platform.python_version()} | names | {"device": device, "threads": torch.get_num_threads()}
 

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from importlib import metadata
 
 import pytest
 
@@ -106,6 +107,18 @@ def test_what_a_result_says_about_its_origin(short, tmp_path):
     assert result["data"]["rows"].keys() == {"train", "dev"} and result["data"]["classes"].keys() == {"no", "yes"} and result["data"]["dev_rows"]
     assert result["inputs"].keys() == {"rows", "model"} and result["environment"].keys() == {"python", "torch", "transformers", "lottery_nb", "device", "threads"}
     assert read_json(run_folder(TicketSpec(**short, method="omp", sparsity=.5), tmp_path/"runs")/"inputs.json") == result["inputs"]
+
+
+def test_a_run_from_a_copy_that_was_never_installed_gets_to_its_end(short, monkeypatch, tmp_path):
+    "A result's origin is written when all is trained: nothing that it asks may be missing then"
+    known = metadata.Distribution.from_name.__func__
+
+    def absent(kind, name):
+        if name.startswith("lottery"): raise metadata.PackageNotFoundError(name)
+        return known(kind, name)
+    monkeypatch.setattr(metadata.Distribution, "from_name", classmethod(absent))
+    result = lt.run(TicketSpec(**short, method="omp", sparsity=.5), tmp_path/"runs")
+    assert result["environment"]["lottery_nb"] == lt.__version__
 
 
 def test_nothing_is_hashed_twice(short, monkeypatch, tmp_path):
