@@ -274,7 +274,7 @@ def render(
     page: str,                   # one of REPORTS
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`
     out: str | Path,             # the page to write, .html
-    second: str | Path = "",     # further runs, such as those of a larger model, shown beside
+    second: str | Path = "",     # further runs, such as those of a larger model, shown beside; empty: LOTTERY_NB_SECOND, else none
     published: str | Path = "",  # folder of the authors' files, for prasanna_2020 and attention; empty: LOTTERY_NB_PUBLISHED
 ) -> Path:                       # the page
     "A report as an HTML page: the notebook executed by papermill (with a bar in a terminal), exported by nbconvert"
@@ -283,9 +283,10 @@ def render(
     plugins()
     notebook, out = report_path(page), Path(out)
     if out.suffix != ".html": raise BadInput(f"a report must be an .html file, got {out}")
-    values = {name: str(Path(place).absolute()) for name, place in (("runs", runs), ("second", second),
-                                                                    ("published", published)) if place}
     if published: one_of("report with --published", page, ("prasanna_2020", "attention"))
+    asked = {"runs": runs, "second": second or os.environ.get("LOTTERY_NB_SECOND"), "published": published or os.environ.get("LOTTERY_NB_PUBLISHED")}
+    taken = papermill.inspect_notebook(notebook)
+    values = {name: str(Path(place).absolute()) for name, place in asked.items() if place and name in taken}   # it runs in a folder of its own
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/notebook.name
         try: papermill.execute_notebook(notebook, executed, values, kernel_name="python3", cwd=notebook.parent,

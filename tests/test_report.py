@@ -350,6 +350,22 @@ def test_a_report_that_fails_leaves_no_page(error, kind, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["chen_2020.ipynb"]
 
 
+@pytest.mark.parametrize("page, given, kept", [
+    ("prasanna_2020", {}, ("more", "authors")), ("chen_2020", {}, ("more", "")), ("attention", {"second": "other", "published": "theirs"}, ("other", "theirs"))])
+def test_places_are_those_of_the_caller(page, given, kept, tmp_path, monkeypatch):
+    "Options and the environment, in relative paths; a page is given what it takes"
+    names = ["runs", "second"] + ["published"] * (page != "chen_2020")
+    cells = [v4.new_code_cell("\n".join(f'{name}: str = ""' for name in names), metadata={"tags": ["parameters"]}), v4.new_code_cell(f"print([{', '.join(names)}])")]
+    (tmp_path/"shipped").mkdir()
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}), tmp_path/"shipped"/f"{page}.ipynb")
+    monkeypatch.setattr(report, "report_path", lambda page: tmp_path/"shipped"/f"{page}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOTTERY_NB_SECOND", "more")
+    monkeypatch.setenv("LOTTERY_NB_PUBLISHED", "authors")
+    said = text_of(render(page, "runs", "report.html", **given))
+    assert str([str(tmp_path/name) for name in ("runs", *kept) if name]) in said
+
+
 def test_a_damaged_result_is_named(folder, tmp_path):
     one = next(folder.glob("sst2-imp-*"))
     shutil.copytree(one, tmp_path/one.name)
@@ -396,3 +412,18 @@ def test_a_made_up_method_is_known_everywhere(runs, monkeypatch):
     assert "made-up beats random, over all sparsities" in [verdict.claim for verdict in liu.average_scores({"micro": both}).verdicts]
     assert figures.colour_of("made-up") == "#123456"
     plt.close("all")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("none.csv", "there is no results table .*none.csv"), ("reviews.csv", "is no results table: it has no column id"), ("empty.csv", "is no results table: No columns"),
+    ("bytes.csv", "is no results table: "), ("bytes.parquet", "is no results table: "), ("words.csv", "column score of .*words.csv must hold numbers, got 'high'"), ("folder.csv", "is no results table: "),
+    ("torn.csv", "is no results table: ")])
+def test_a_file_that_is_no_results_table_is_named(name, said, tmp_path, capsys, monkeypatch):
+    "By every command that reads one, and before a page is begun"
+    (tmp_path/"folder.csv").mkdir()
+    for file, text in {"reviews.csv": b"text,label\ngood,1\n", "empty.csv": b"", "bytes.csv": bytes(range(128, 256)), "bytes.parquet": b"PAR1 not one",
+                       "words.csv": b"id,template,score\na,ticket,high\n", "torn.csv": b'id,template\n"a,ticket\n'}.items(): (tmp_path/file).write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims", "chen_2020", "--runs", name]) == 2
+    assert re.search(said, capsys.readouterr().err.replace("\n", " "))
+    with pytest.raises(BadInput, match=said): tables.worlds(name)
