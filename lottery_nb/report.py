@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from .files import BadInput, atomic, one_of, package_file
 from .spec import plugins
 from .tables import PAPERS, gaps, mixed, place_name, worlds
-from .verdicts import Verdict, verdict_line, verdict_table
+from .verdicts import Verdict, unjudged, verdict_lines, verdict_table
 
 # %% ../nbs/54_report.ipynb #4e5d68d0
 def finding(
@@ -150,7 +150,7 @@ class Section:
 
     def parts(self) -> dict:
         "Everything a reader sees: what is shown, then what is said"
-        said = [*self.said, *map(verdict_line, self.verdicts)]
+        said = [*self.said, *verdict_lines(self.verdicts)]
         return self.shown | ({"In words": said} if said else {})
 
 
@@ -179,10 +179,12 @@ def _linked(table):
 # %% ../nbs/54_report.ipynb #eede0ce3
 def board(
     *sections: Section,   # of a page, in its order
-) -> Section:             # one table
+) -> Section:             # a table of the claims that runs speak to, and the others in a sentence
     "The verdicts of a page: what it begins with"
-    table = verdict_table([verdict for section in sections for verdict in section.verdicts])
-    return Section({"Verdicts": table if len(table) else "no claim could be judged: there are no runs"})
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
+    table = verdict_table([verdict for verdict in verdicts if verdict.pairs])
+    shown = {"Verdicts": table if len(table) else "no claim could be judged: there are no runs"}
+    return Section(shown | ({"Claims without runs": lines} if (lines := unjudged(verdicts)) else {}))
 
 # %% ../nbs/54_report.ipynb #72f08c02
 def conclusions(
@@ -191,7 +193,8 @@ def conclusions(
 ) -> Section:             # their sentences and verdicts
     "What holds here: what a page ends with"
     if top: top.update(board(*sections))
-    lines = [line for section in sections for line in (*section.said, *map(verdict_line, section.verdicts))]
+    lines = [line for section in sections for line in (*section.said, *verdict_lines([v for v in section.verdicts if v.pairs]))]
+    lines += unjudged([verdict for section in sections for verdict in section.verdicts])
     return Section({"What holds here": lines or ["nothing can be said without runs"]})
 
 # %% ../nbs/54_report.ipynb #b47947fd
@@ -290,7 +293,7 @@ def render(
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/notebook.name
         try: papermill.execute_notebook(notebook, executed, values, kernel_name="python3", cwd=notebook.parent,
-                                        progress_bar=sys.stderr.isatty())
+                                        progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"])   # not that it uses TCP
         except PapermillExecutionError as error:
             if error.ename != "BadInput": raise
             raise BadInput(error.evalue) from None

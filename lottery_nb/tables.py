@@ -218,17 +218,17 @@ def chosen(
 # %% ../nbs/51_tables.ipynb #92819e09
 def gaps(
     runs: pd.DataFrame,   # from `ticket_runs`
-) -> list[str]:           # a sentence per task and method that lacks runs others have
+) -> list[str]:           # a sentence for tasks that lack the same runs of a method
     "Which runs are missing to make the table rectangular"
     rows = chosen(runs)
     rows = rows[rows.method != "dense"]
     seeds = rows.groupby(["task", "method", "asked_sparsity"]).seed.nunique()
-    wanted, found = seeds.max(), []
-    for task, method in product(rows.task.unique(), rows.method.unique()):
+    wanted, found = seeds.max(), dict[str, list[str]]()
+    for method, task in product(rows.method.unique(), rows.task.unique()):
         few = {s: seeds.get((task, method, s), 0) for s in sorted(rows.asked_sparsity.unique())}
         lacking = [f"{100*s:g} % has {n}" for s, n in few.items() if n < wanted]
-        if lacking: found.append(f"{task}, {method}: of {wanted} seeds {', '.join(lacking)}")
-    return found
+        if lacking: found.setdefault(f"{method}: of {wanted} seeds {', '.join(lacking)}", []).append(task)
+    return [f"{', '.join(tasks)}, {lacking}" for lacking, tasks in found.items()]
 
 # %% ../nbs/51_tables.ipynb #2d3c1717
 def mixed(

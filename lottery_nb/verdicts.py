@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'POWER', 'paired', 'share_of_gain', 'left_out', 'contested', 'notes', 'Verdict', 'weigh', 'balanced',
-           'gain_interval', 'by_seed', 'holm', 'by_holm', 'verdict_line', 'counted', 'verdict_table']
+           'gain_interval', 'by_seed', 'holm', 'by_holm', 'verdict_line', 'counted', 'verdict_table', 'unjudged',
+           'verdict_lines']
 
 # %% ../nbs/45_verdicts.ipynb #e59aeabc
 import warnings
@@ -219,3 +220,22 @@ def verdict_table(
 def _number(v):
     if not v.pairs: return "no runs"
     return f"{v.gain:+.1f} {v.unit}" + (f" [{v.low:+.1f}, {v.high:+.1f}]" if np.isfinite(v.low) else "")
+
+# %% ../nbs/45_verdicts.ipynb #176c738a
+def unjudged(
+    verdicts: list[Verdict],   # of one page or several
+) -> list[str]:                # one for all models that lack the same runs
+    "The claims that no runs speak to"
+    lacking: dict[str, list[str]] = {}
+    for v in verdicts:
+        if not v.pairs: lacking.setdefault(f"{v.claim} ({v.item})", []).append(v.model)
+    alike: dict[str, list[str]] = {}
+    for claim, models in lacking.items(): alike.setdefault(", ".join(models), []).append(claim)
+    return [f"no runs to judge by, {models}: {'; '.join(claims)}" for models, claims in alike.items()]
+
+# %% ../nbs/45_verdicts.ipynb #6d4c005e
+def verdict_lines(
+    verdicts: list[Verdict],   # as in `unjudged`
+) -> list[str]:                # a sentence for each that runs speak to, then the others by their names
+    "Verdicts as sentences"
+    return [verdict_line(v) for v in verdicts if v.pairs] + unjudged(verdicts)
