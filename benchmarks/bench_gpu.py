@@ -50,6 +50,11 @@ def seconds(works: dict[str, Callable], device: str, rounds: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def made(device: str, build: Callable[[], nn.Module]) -> nn.Module:
+    "A model of random weights, drawn where it will be"
+    with torch.device(device): return build()
+
+
 def words(device: str, shape: tuple[int, int], vocabulary: int) -> torch.Tensor:
     "Token ids without special ones"
     return torch.randint(min(1000, vocabulary // 2), vocabulary, shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -58,7 +63,7 @@ def words(device: str, shape: tuple[int, int], vocabulary: int) -> torch.Tensor:
 def selection(device: str, size: dict, rounds: int) -> list[Row]:
     "All scores of the encoder and the pooler at 70 %; exact or refused"
     torch.manual_seed(0)
-    scores = magnitude(prunable(BertModel(BertConfig(**size)).to(device), "encoder+pooler"))
+    scores = magnitude(prunable(made(device, lambda: BertModel(BertConfig(**size))), "encoder+pooler"))
     long = torch.cat([scores[name].flatten() for name in scores]).abs()
     keep = kept_count(len(long), .7)
     assert topk_mask(scores, .7).kept == keep
@@ -93,10 +98,10 @@ def mask_training(device: str, size: dict, rounds: int, batch: int = 16, tokens:
     config = BertConfig(**size)
     ids, rows = words("cpu", (batch, tokens), config.vocab_size), []
     for precision in ("float32", "bf16"):
-        masked = BertForMaskedLM(config).to(device).train().requires_grad_(False)
+        masked = made(device, lambda: BertForMaskedLM(config)).train().requires_grad_(False)
         training = MaskTraining(masked, ids, Words(), MaskSettings(pool="encoder+embeddings", steps=10_000, batch_size=batch, precision=precision))
         for p in training.head.values(): p.requires_grad_()
-        dense = dense_step(BertForMaskedLM(config).to(device).train(), ids.to(device), precision == "bf16")
+        dense = dense_step(made(device, lambda: BertForMaskedLM(config)).train(), ids.to(device), precision == "bf16")
         ms = seconds({"ours": training.advance, "dense": dense}, device, rounds)
         rows.append((f"mask-training step, {precision}", 1e3 * ms["ours"], "ms", ms["ours"] / ms["dense"]))
     return rows
@@ -104,7 +109,7 @@ def mask_training(device: str, size: dict, rounds: int, batch: int = 16, tokens:
 
 def importances(device: str, size: dict, rounds: int, batch: int = 32, tokens: int = 128) -> list[Row]:
     "Importance of heads and MLPs, examples a second"
-    model = BertForSequenceClassification(BertConfig(**size)).to(device).eval()
+    model = made(device, lambda: BertForSequenceClassification(BertConfig(**size))).eval()
     ids = words(device, (batch, tokens), model.config.vocab_size)
     batches = [dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, 0] % 2)]
 
@@ -116,7 +121,7 @@ def importances(device: str, size: dict, rounds: int, batch: int = 32, tokens: i
 
 def maps(device: str, size: dict, rounds: int, batch: int = 32, tokens: int = 128) -> list[Row]:
     "Attention maps, texts a second"
-    model = BertModel(BertConfig(**size)).to(device).eval()
+    model = made(device, lambda: BertModel(BertConfig(**size))).eval()
     ids = words(device, (batch, tokens), model.config.vocab_size)
     ways = {kind: partial(attention_maps, model, dict(input_ids=ids, attention_mask=torch.ones_like(ids)), kind) for kind in ("raw", "norm")}
     taken = seconds(ways, device, rounds)
