@@ -193,7 +193,8 @@ def conclusions(
 ) -> Section:             # their sentences and verdicts
     "What holds here: what a page ends with"
     if top: top.update(board(*sections))
-    lines = [line for section in sections for line in (*section.said, *verdict_lines([v for v in section.verdicts if v.pairs]))]
+    judged = lambda section: verdict_lines([verdict for verdict in section.verdicts if verdict.pairs])
+    lines = [line for section in sections for line in (*section.said, *judged(section))]
     lines += unjudged([verdict for section in sections for verdict in section.verdicts])
     return Section({"What holds here": lines or ["nothing can be said without runs"]})
 
@@ -277,7 +278,7 @@ def render(
     page: str,                   # one of REPORTS
     runs: str | Path,            # folder of runs, or a results table as .csv or .parquet; empty: LOTTERY_NB_RUNS, else `runs`
     out: str | Path,             # the page to write, .html
-    second: str | Path = "",     # further runs, such as those of a larger model, shown beside; empty: LOTTERY_NB_SECOND, else none
+    second: str | Path = "",     # further runs, shown beside; empty: LOTTERY_NB_SECOND, else none
     published: str | Path = "",  # folder of the authors' files, for prasanna_2020 and attention; empty: LOTTERY_NB_PUBLISHED
 ) -> Path:                       # the page
     "A report as an HTML page: the notebook executed by papermill (with a bar in a terminal), exported by nbconvert"
@@ -287,13 +288,14 @@ def render(
     notebook, out = report_path(page), Path(out)
     if out.suffix != ".html": raise BadInput(f"a report must be an .html file, got {out}")
     if published: one_of("report with --published", page, ("prasanna_2020", "attention"))
-    asked = {"runs": runs, "second": second or os.environ.get("LOTTERY_NB_SECOND"), "published": published or os.environ.get("LOTTERY_NB_PUBLISHED")}
-    taken = papermill.inspect_notebook(notebook)
-    values = {name: str(Path(place).absolute()) for name, place in asked.items() if place and name in taken}   # it runs in a folder of its own
+    asked = {"runs": runs, "second": second or os.environ.get("LOTTERY_NB_SECOND"),
+             "published": published or os.environ.get("LOTTERY_NB_PUBLISHED")}
+    taken = papermill.inspect_notebook(notebook)   # which runs in a folder of its own
+    values = {name: str(Path(place).absolute()) for name, place in asked.items() if place and name in taken}
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/notebook.name
         try: papermill.execute_notebook(notebook, executed, values, kernel_name="python3", cwd=notebook.parent,
-                                        progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"])   # not that it uses TCP
+                                        progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"])   # no word of its sockets
         except PapermillExecutionError as error:
             if error.ename != "BadInput": raise
             raise BadInput(error.evalue) from None

@@ -13,7 +13,6 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'NUMBERS', 'PLAIN', 'CONTROL
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
 from itertools import product
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +138,13 @@ def results_table(
     except (OSError, ValueError) as error:   # pandas' and pyarrow's own are ValueErrors
         raise BadInput(f"{path} is no results table: {str(error).strip().splitlines()[0]}") from None
     if lacking := [name for name in ("id", "template") if name not in table]:
-        raise BadInput(f"{path} is no results table: it has no column {lacking[0]} (`lottery-nb results --format csv` makes one)")
+        raise BadInput(f"{path} is no results table: it has no column {lacking[0]} "
+                       "(`lottery-nb results --format csv` makes one)")
     for name in set(NUMBERS) & set(table):
-        if bad := [value for value in table[name].dropna() if not isinstance(value, Real)]:
-            raise BadInput(f"column {name} of {path} must hold numbers, got {bad[0]!r}")
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if len(odd := table[name][numbers.isna()].dropna()):
+            raise BadInput(f"column {name} of {path} must hold numbers, got {odd.iloc[0]!r}")
+        table[name] = numbers
     return table
 
 # %% ../nbs/51_tables.ipynb #e9f1df88

@@ -113,7 +113,7 @@ def _between(values: Tensor, low: float, high: float) -> Tensor:
     return torch.from_numpy(known[(known >= low) & (known <= high)])
 
 def _largest(values: Tensor, rank: int) -> float:
-    "The value of a rank, 1 = the largest; by partition on a CPU, by sorting on a GPU (150 times as fast there as `kthvalue` over 85 M)"
+    "The value of a rank, 1 = the largest; by partition on a CPU, by sorting on a GPU (`kthvalue` is slower there)"
     place = len(values) - rank
     if values.is_cuda: return float(values.sort().values[place])
     return float(np.partition(values.numpy(), place)[place])

@@ -422,7 +422,7 @@ def test_a_file_that_is_no_results_table_is_named(name, said, tmp_path, capsys, 
     "By every command that reads one, and before a page is begun"
     (tmp_path/"folder.csv").mkdir()
     for file, text in {"reviews.csv": b"text,label\ngood,1\n", "empty.csv": b"", "bytes.csv": bytes(range(128, 256)), "bytes.parquet": b"PAR1 not one",
-                       "words.csv": b"id,template,score\na,ticket,high\n", "torn.csv": b'id,template\n"a,ticket\n'}.items(): (tmp_path/file).write_bytes(text)
+                       "words.csv": b"id,template,score\na,ticket,.8\nb,ticket,high\n", "torn.csv": b'id,template\n"a,ticket\n'}.items(): (tmp_path/file).write_bytes(text)
     monkeypatch.chdir(tmp_path)
     assert main(["claims", "chen_2020", "--runs", name]) == 2
     assert re.search(said, capsys.readouterr().err.replace("\n", " "))
