@@ -74,14 +74,16 @@ def claim_lines(
     return lines + [words] * bool(silent or not verdicts)
 
 # %% ../nbs/60_findings.ipynb #a5ef4c29
-def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column for each model with a table; one row a claim
+def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column for each model with a table; one row a claim; models beside a table's first have rows of their own
     "All claims that some runs speak to, and what they say"
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for paper in PAGES:
         for column, ending in TABLES.items():
-            for v in all_verdicts(paper, ending):
-                row = rows.setdefault((paper, v.claim), {"paper": paper.replace("_", " "), "claim": v.claim, "where": v.item,
-                                                         "its number": v.paper or "–"})
+            verdicts = all_verdicts(paper, ending)
+            for v in verdicts:
+                claim = v.claim if verdicts[0].model in v.model.split(", ") else f"{v.claim}, on {v.model}"
+                row = rows.setdefault((paper, claim), {"paper": paper.replace("_", " "), "claim": claim, "where": v.item,
+                                                       "its number": v.paper or "–"})
                 row[column] = in_short(v)
     known = [column for column, ending in TABLES.items() if any(table_path(paper, ending).exists() for paper in PAGES)]
     return pd.DataFrame(rows.values(), columns=["paper", "claim", "where", "its number", *known]).fillna("–")

@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lottery_nb import findings as findings_of
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput
 from lottery_nb.findings import PAGES, claim_lines, findings, in_readme, table_path, write_findings
 from lottery_nb.tables import PAPERS
+from lottery_nb.verdicts import weigh
 
 README = Path(__file__).resolve().parent.parent/"README.md"
 
@@ -62,3 +64,14 @@ def test_make_english_reads_a_folder_a_table_or_the_hub(given, said, tmp_path):
     known = {name: value for name, value in os.environ.items() if name not in ("LOTTERY_NB_DATA", "DATA", "TASK", "MAKEFLAGS")}
     done = subprocess.run(["make", "-o", "install", "english", "BIN=true", *["--dry-run"]*bool(given), *words], cwd=README.parent, env=known, capture_output=True, text=True)
     assert said.format(here=tmp_path) in done.stdout + done.stderr and (done.returncode == 0) == bool(given)
+
+
+def test_no_model_takes_anothers_place(monkeypatch):
+    "Two models in one table: every verdict is printed, each under its model"
+    said = [weigh(claim, "Table 2", model, paired_gains(gain)) for claim, model, gain in (("x", "micro", 1.), ("x", "micro-roberta", 2.), ("y", "micro, micro-roberta", 3.))]
+    monkeypatch.setattr(findings_of, "all_verdicts", lambda paper, ending: said if (paper, ending) == ("liu_2022", "micro") else [])
+    table = findings_of.findings()
+    assert dict(zip(table.claim, table["micro world"].str.split().str[2])) == {"x": "+1.0", "x, on micro-roberta": "+2.0", "y": "+3.0"}
+
+
+def paired_gains(gain): return pd.DataFrame([("sst2", seed, gain + .1*(seed - 1)) for seed in range(3)], columns=["task", "seed", "gain"])
