@@ -141,7 +141,7 @@ def loss_panels(
     scored = scored.assign(task="average", metric="average score")
     levels = sorted(scored.asked_sparsity.unique())
     losses = [loss for loss in ("mlm_loss", "kd_loss") if scored[loss].notna().any()]
-    size = (3.4*len(levels), 2.8*len(losses))
+    size = (min(3.4*len(levels), 12.5), 2.8*len(losses))   # a page is so wide
     axes = plt.subplots(len(losses), len(levels), figsize=size, squeeze=False, layout="constrained")[1]
     for line, loss in zip(axes, losses):
         for s, ax in zip(levels, line):
