@@ -74,8 +74,8 @@ def claim_lines(
     return lines + [words] * bool(silent or not verdicts)
 
 # %% ../nbs/60_findings.ipynb #a5ef4c29
-def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column for each model with a table; one row a claim; models beside a table's first have rows of their own
-    "All claims that some runs speak to, and what they say"
+def findings() -> pd.DataFrame:   # paper, claim, where, the paper's own number, and a column for each table
+    "All claims that some runs speak to, and what they say; a second model of a table has rows of its own"
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for paper in PAGES:
         for column, ending in TABLES.items():

@@ -35,7 +35,8 @@ def tidy(cell: dict) -> dict:
     for output in cell["outputs"]:
         if "execution_count" in output: output["execution_count"] = None
         if "metadata" in output: output["metadata"] = {}
-        if "text/html" in output.get("data", {}) and len("".join(output["data"].get("text/plain", ""))) > 1000: del output["data"]["text/plain"]   # it says all twice
+        data = output.get("data", {})
+        if "text/html" in data and len("".join(data.get("text/plain", ""))) > 1000: del data["text/plain"]   # it says all twice
         if "image/png" in output.get("data", {}): output["data"]["image/png"] = smaller(output["data"]["image/png"])
     return cell
 
