@@ -255,7 +255,8 @@ def losses_and_scores(
             known = agnostic(rows, ("mask_at",)).dropna(subset=[loss, "score"])
             if len(known): shown[f"{item}, {model}"] = task_panels(partial(_scatter, loss=loss), known, model)
             words = f"Rank correlation of {loss.replace('_', ' ')} and score, {model}"
-            if len(table := rank_correlation(rows, loss)): shown[words] = table.round(3)
+            if len(table := rank_correlation(rows, loss)):
+                shown[words] = table.round(3).assign(p=[f"{p:.2g}" for p in table.p])
     said = [line for model, table in final_averages(ours)[0].items() for line in _lowest_said(model, table)]
     return Section(shown or {"Figure 5, ours": "no losses in the results"}, said,
                    [loss_predicts(model, rows, loss) for model, rows in ours.items()

@@ -239,8 +239,9 @@ def mixed(
     "Settings that a mean would mix"
     names = [field.name for field in fields(TicketSpec) if field.name not in ("seed", "mask_seed", "keep_model",
                                                                               "source", *PLAIN)]
-    differ = chosen(runs, ("own",)).groupby(["task", "method", "asked_sparsity",
-                                             "source"])[names].nunique(dropna=False).max()
+    older = {field.name: field.default for field in fields(TicketSpec) if isinstance(field.default, str)}   # a field that came after a run
+    rows = chosen(runs, ("own",)).fillna({name: value for name, value in older.items() if name in names})
+    differ = rows.groupby(["task", "method", "asked_sparsity", "source"])[names].nunique(dropna=False).max()
     return list(differ.index[differ > 1])
 
 # %% ../nbs/51_tables.ipynb #97d49c3d

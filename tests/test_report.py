@@ -186,6 +186,13 @@ def test_rewinding_needs_its_reference(runs):
     assert rewinding(runs[runs.method == "standard"], "mlm").empty
 
 
+def test_no_p_value_is_printed_as_nothing(runs):
+    many = pd.concat([runs.assign(seed=runs.seed + 10*i, score=runs.score + .001*i) for i in range(8)], ignore_index=True)
+    noisy = many.assign(mlm_loss=.02*np.random.default_rng(0).random(len(many)) - many.score, kd_loss=np.nan)
+    found = next(table for caption, table in liu.losses_and_scores({"m": noisy}).shown.items() if caption.startswith("Rank correlation"))
+    assert found.p.astype(float).between(1e-300, 5e-4).any() and not found.p.isin(["0", "0.0"]).any()
+
+
 def test_gaps_name_what_is_missing(runs):
     assert gaps(runs[(runs.task != "mrpc") | (runs.method != "omp") | (runs.seed == 0)]) == ["mrpc, omp: of 2 seeds 50 % has 1, 70 % has 1"]
 
@@ -394,6 +401,7 @@ def test_a_source_is_plain_with_as_many_examples_as_its_own_runs_had(tmp_path):
 def test_what_a_mean_would_mix_is_named(runs):
     assert tables.mixed(runs) == []
     assert tables.mixed(pd.concat([runs, runs[runs.method == "omp"].assign(scope="matrix")])) == ["scope"]
+    assert tables.mixed(runs.assign(mask_precision=runs.mask_precision.astype(object).where(runs.seed > 0))) == []   # runs from before the field
 
 
 def test_a_model_without_imp_has_no_sources(runs):
