@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .figures import pattern_panels
-from .files import BadInput, runs_root
+from .files import BadInput, runs_root, runs_to_read
 from .heads import published_shares, run_named
 from .names import task_name
 from .patterns import CLASSES
@@ -45,8 +45,7 @@ def page_attention(
     second: str = "",   # further folder; empty: LOTTERY_NB_SECOND, else none
 ) -> list[dict]:        # results of finished attention runs, with `survivors`
     "The attention runs of a page"
-    roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
-    if files := [root for root in roots if root.is_file()]: raise BadInput(f"runs must be a folder, got {files[0]}")
+    roots = [runs_to_read(root) for place in page_places(runs, second) if place != "" and (root := runs_root(place)).exists()]
     return [result for root in roots for result in _attention_in(root)]
 
 

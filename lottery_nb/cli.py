@@ -35,7 +35,7 @@ from typer.core import TyperGroup
 
 import lottery_nb
 from .extras import absent, reporters
-from .files import BadInput, atomic, disk_full, left_over, one_of, runs_root, sweep_up
+from .files import BadInput, atomic, disk_full, left_over, one_of, runs_root, runs_to_read, sweep_up
 from .grid import grid_about, read_grid, shipped_grids
 from .names import KINDS, is_file
 from .spec import CHOICES, READS, SPECS, RunSpec, make_spec, parse_value, run_command
@@ -606,6 +606,7 @@ def results_command(
 ):
     "Print the table of finished runs; damaged results are named, and the exit code is 1."
     one_of("format", format, ("table", "csv", "json"))
+    runs_to_read(runs)
     tidied(runs)
     damaged: list = []
     table = results(runs, damaged.append)
@@ -622,7 +623,8 @@ def claims_command(
 ):
     "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."
     from lottery_nb.findings import claim_lines
-    for line in claim_lines(paper, runs_root(runs)): typer.echo(line)
+    from lottery_nb.tables import TABLE_FILES
+    for line in claim_lines(paper, runs_to_read(runs, TABLE_FILES)): typer.echo(line)
 
 # %% ../nbs/62_cli.ipynb #b14fbc20
 @ticket_app.command()
@@ -783,7 +785,7 @@ def report_command(
     "Lay a paper's tables and figures beside ours, on one HTML page."
     import webbrowser
     from lottery_nb.report import render
-    page = render(paper, runs_root(runs), out or runs_root(runs)/f"{paper}.html", second or "", published or "")
+    page = render(paper, runs or "", out or runs_root(runs)/f"{paper}.html", second or "", published or "")
     typer.echo(f"page {page}")
     if open_page: webbrowser.open(page.absolute().as_uri())
 

@@ -6,7 +6,8 @@
 __all__ = ['HOST', 'INNER', 'BadInput', 'shown', 'bare', 'one_of', 'temporary', 'alive', 'left_over', 'sweep_up', 'tidy',
            'DiskFull', 'disk_full', 'atomic', 'not_finite', 'write_json', 'read_json', 'short_hash', 'file_digest',
            'seal', 'first_damage', 'verify', 'lock_file', 'Busy', 'locked', 'is_locked', 'clock', 'read_clock',
-           'set_apart', 'timed', 'stage_hours', 'stage', 'discard', 'remove', 'runs_root', 'cache_dir', 'package_file']
+           'set_apart', 'timed', 'stage_hours', 'stage', 'discard', 'remove', 'runs_root', 'runs_to_read', 'cache_dir',
+           'package_file']
 
 # %% ../nbs/00_files.ipynb #36a3da62
 import errno
@@ -390,6 +391,17 @@ def runs_root(
 ) -> Path:                            # that folder, absolute
     "The folder that holds runs and stages"
     return Path(root or os.environ.get("LOTTERY_NB_RUNS") or "runs").absolute()
+
+# %% ../nbs/00_files.ipynb #93382fde
+def runs_to_read(
+    root: str | Path | None = None,    # as in `runs_root`
+    tables: tuple[str, ...] = (),      # suffixes of results tables that may be named instead of a folder
+) -> Path:                             # the same, absolute
+    "Where runs are to be read: a place that is named here must be there, the usual folder may be absent"
+    place = runs_root(root)
+    if place.is_dir() or place.suffix in tables and place.is_file() or not root: return place
+    wanted = f"a folder of runs, or a results table ({', '.join(tables)})" if tables else "a folder of runs"
+    raise BadInput(f"runs must be {wanted}, got {place}" + (", which does not exist" if not place.exists() else ""))
 
 # %% ../nbs/00_files.ipynb #e6bf7e8e
 def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb

@@ -97,6 +97,26 @@ def test_bad_words_end_with_one_sentence_and_2(name, words, tmp_path, capsys):
     assert not (tmp_path/"runs").exists()
 
 
+READERS = (["results"], ["results", "--summary"], ["claims", "chen_2020"], ["claims", "prasanna_2020"], ["report", "liu_2022"], ["report", "attention"])
+
+@pytest.mark.parametrize("case", READERS, ids=" ".join)
+def test_a_slip_of_the_pen_is_no_empty_study(case, tmp_path, capsys):
+    "Runs that are named and are not there, or are something else, are a mistake; the usual folder may be absent"
+    (tmp_path/"notes.txt").write_text("no table")
+    for name, why in (("rums", "which does not exist"), ("rums.csv", "which does not exist"), ("notes.txt", "got")):
+        assert main([*case, "--runs", str(tmp_path/name)]) == 2
+        said = capsys.readouterr().err
+        assert "runs must be a folder of runs" in said and f"{tmp_path/name}" in said and why in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("more", [["--second", "rums"], ["--published", "rums"]], ids=" ".join)
+def test_what_is_laid_beside_must_be_there_too(more, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "prasanna_2020", *more]) == 2
+    assert f"got {tmp_path/'rums'}" in (said := capsys.readouterr().err) and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("case, message", [(["run", "tocket"], "did you mean 'ticket'"), (["sweep", "no.yaml"], "no.yaml does not exist"), (["ticket", "info", "nowhere"], "nowhere does not exist"),
                                            (["results", "--format", "xml"], "format must be one of"), (["fly"], "fly")])
 def test_other_commands_refuse_bad_input_alike(case, message, capsys):

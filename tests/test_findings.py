@@ -35,7 +35,7 @@ def test_a_file_without_marks_is_refused():
     with pytest.raises(BadInput, match="has no marks <!-- findings -->"): in_readme("nothing here", pd.DataFrame())
 
 
-def test_claims_are_said_of_any_folder_or_table(tmp_path, capsys):
+def test_claims_are_said_of_any_folder_or_table(tmp_path, monkeypatch, capsys):
     "A verdict a line with its number, and how many claims no run speaks to"
     rows = [dict(id=f"{method}{seed}", template="ticket", model="m", task=task, method=method, seed=seed, sparsity=sparsity, asked_sparsity=sparsity, pool="encoder",
                  scope="global", start="pretrained", rewind=0.0, metric="accuracy", full_score=.8, majority=.5, score=score + .001*seed)
@@ -47,7 +47,8 @@ def test_claims_are_said_of_any_folder_or_table(tmp_path, capsys):
     beaten = next(line for line in lines if line.startswith("IMP beats random, at 70 % (Table 2), m: holds, +20.0"))
     assert "2 tasks and 3 seeds" in beaten and lines[-1].endswith("of chen_2020 without runs to judge by")
     assert claim_lines("liu_2022", tmp_path/"absent") == [f"no runs of liu_2022 in {tmp_path/'absent'}"]
-    assert main(["claims", "chen_2020", "--runs", str(tmp_path/"none")]) == 0 and "no runs of chen_2020" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)   # without runs/
+    assert main(["claims", "chen_2020"]) == 0 and "no runs of chen_2020" in capsys.readouterr().out
     assert main(["claims", "devlin_2019"]) == 2 and "paper must be one of chen_2020, liu_2022, prasanna_2020; got 'devlin_2019'" in capsys.readouterr().err
 
 

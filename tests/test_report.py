@@ -363,7 +363,7 @@ def test_places_are_those_of_the_caller(page, given, kept, tmp_path, monkeypatch
     "Options and the environment, in relative paths; a page is given what it takes"
     names = ["runs", "second"] + ["published"] * (page != "chen_2020")
     cells = [v4.new_code_cell("\n".join(f'{name}: str = ""' for name in names), metadata={"tags": ["parameters"]}), v4.new_code_cell(f"print([{', '.join(names)}])")]
-    (tmp_path/"shipped").mkdir()
+    for folder in ("shipped", "runs", "other", "theirs"): (tmp_path/folder).mkdir()
     nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}), tmp_path/"shipped"/f"{page}.ipynb")
     monkeypatch.setattr(report, "report_path", lambda page: tmp_path/"shipped"/f"{page}.ipynb")
     monkeypatch.chdir(tmp_path)
