@@ -107,7 +107,7 @@ def read_fields(
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise BadInput(f"expected --FIELD VALUE, got {word!r}; see lottery-nb run {template} --help")
+            raise BadInput(f"expected --FIELD VALUE, got {word!r}; --help lists the fields")
         name, equals, value = word[2:].partition("=")
         if not equals and not words: raise BadInput(f"--{name} needs a value")
         value = value if equals else words.pop(0)

@@ -265,8 +265,9 @@ def test_the_labels_that_are_committed():
     assert len(records) == 520 and len({labels.identity(record) for record in records}) == 520
     texts = [{(r["model"], r["task"], r["row"]) for r in labels.eye_labels(part)} for part in ("develop", "report")]
     assert not texts[0] & texts[1]
-    twice = [record for record in records if record["again"]]
-    assert {record["model"] for record in twice} == {"minilm"} and len(twice) == 200 and {record["again"] for record in twice} <= set(CLASSES)
+    for name in ("again", "later"):
+        given = [record for record in records if record[name]]
+        assert {record["model"] for record in given} == {"minilm"} and len(given) == 200 and {record[name] for record in given} <= set(CLASSES)
     assert all(8 <= len(record["map"]) <= 128 for record in records)
     with pytest.raises(BadInput, match="part must be one of"): labels.eye_labels("test")
 
