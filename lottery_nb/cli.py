@@ -618,7 +618,7 @@ def results_command(
 # %% ../nbs/62_cli.ipynb #958c7776
 @app.command("claims")
 def claims_command(
-    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022 or prasanna_2020.")],
+    paper: Annotated[str, typer.Argument(help="chen_2020, liu_2022, prasanna_2020, or attention (its section 5.2).")],
     runs: Runs = None,
 ):
     "Say what finished runs have to say to the claims of a paper: holds, does not hold, no evidence."

@@ -397,11 +397,11 @@ def runs_to_read(
     root: str | Path | None = None,    # as in `runs_root`
     tables: tuple[str, ...] = (),      # suffixes of results tables that may be named instead of a folder
 ) -> Path:                             # the same, absolute
-    "Where runs are to be read: a place that is named here must be there, the usual folder may be absent"
+    "Where runs are to be read: a folder that is named here must be there, the usual one may be absent"
     place = runs_root(root)
-    if place.is_dir() or place.suffix in tables and place.is_file() or not root: return place
-    wanted = f"a folder of runs, or a results table ({', '.join(tables)})" if tables else "a folder of runs"
-    raise BadInput(f"runs must be {wanted}, got {place}" + (", which does not exist" if not place.exists() else ""))
+    if place.is_dir() or place.suffix in tables or not root: return place
+    wanted = "a folder of runs" + f", or a results table ({', '.join(tables)})" * bool(tables)
+    raise BadInput(f"runs must be {wanted}, got {place}" + ", which does not exist" * (not place.exists()))
 
 # %% ../nbs/00_files.ipynb #e6bf7e8e
 def cache_dir() -> Path:   # where finished pre-training is kept: LOTTERY_NB_CACHE, or ~/.cache/lottery_nb

@@ -103,7 +103,7 @@ READERS = (["results"], ["results", "--summary"], ["claims", "chen_2020"], ["cla
 def test_a_slip_of_the_pen_is_no_empty_study(case, tmp_path, capsys):
     "Runs that are named and are not there, or are something else, are a mistake; the usual folder may be absent"
     (tmp_path/"notes.txt").write_text("no table")
-    for name, why in (("rums", "which does not exist"), ("rums.csv", "which does not exist"), ("notes.txt", "got")):
+    for name, why in (("rums", "which does not exist"), ("notes.txt", "got")):
         assert main([*case, "--runs", str(tmp_path/name)]) == 2
         said = capsys.readouterr().err
         assert "runs must be a folder of runs" in said and f"{tmp_path/name}" in said and why in said and said.count("\n") == 1

@@ -9,7 +9,7 @@ import pytest
 from lottery_nb import findings as findings_of
 from lottery_nb.cli import main
 from lottery_nb.files import BadInput
-from lottery_nb.findings import PAGES, claim_lines, findings, in_readme, table_path, write_findings
+from lottery_nb.findings import PAGES, PAPER_OF, claim_lines, findings, in_readme, table_path, write_findings
 from lottery_nb.tables import PAPERS
 from lottery_nb.verdicts import weigh
 
@@ -26,7 +26,7 @@ def test_readme_says_what_the_reports_say(tmp_path):
 
 def test_every_claim_once():
     table = findings()
-    assert not table.duplicated(["paper", "claim"]).any() and set(PAGES) <= set(PAPERS)
+    assert not table.duplicated(["paper", "claim"]).any() and {PAPER_OF.get(page, page) for page in PAGES} <= set(PAPERS)
     assert any(table_path(paper, "micro").exists() for paper in PAGES)
     assert not table.isin(["nan", "NaN"]).any().any()
 
@@ -49,7 +49,7 @@ def test_claims_are_said_of_any_folder_or_table(tmp_path, monkeypatch, capsys):
     assert claim_lines("liu_2022", tmp_path/"absent") == [f"no runs of liu_2022 in {tmp_path/'absent'}"]
     monkeypatch.chdir(tmp_path)   # without runs/
     assert main(["claims", "chen_2020"]) == 0 and "no runs of chen_2020" in capsys.readouterr().out
-    assert main(["claims", "devlin_2019"]) == 2 and "paper must be one of chen_2020, liu_2022, prasanna_2020; got 'devlin_2019'" in capsys.readouterr().err
+    assert main(["claims", "devlin_2019"]) == 2 and "paper must be one of chen_2020, liu_2022, prasanna_2020, attention; got 'devlin_2019'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given, said", [

@@ -18,6 +18,7 @@ from nbformat import v4
 from PIL import Image
 from papermill.exceptions import PapermillExecutionError
 from scipy.stats import rankdata
+from synthetic import folder_of
 
 from lottery_nb import attention_page, chen, figures, liu, prasanna, report, tables
 from lottery_nb.cli import main
@@ -324,9 +325,23 @@ def test_a_report_of_attention(tmp_path, capsys):
     assert "Figure 18, the paper, raw, as released" in said and "Figure 4, micro, norm" in said
 
 
-def test_attention_needs_run_folders(tmp_path):
+def test_a_table_of_attention_runs_says_what_their_folder_does(tmp_path):
+    "Shares, correlations and whose survivors they are; a ticket that is not in the table is of no known kind"
+    root = folder_of("prasanna_2020_micro", tmp_path/"runs", ("structured",), ("cola",))
+    for name, table in (("whole", results(folder_of("micro_attention", root, ("attention",), ("cola",)))), ("alone", results(root).query("template == 'attention'"))):
+        table.to_csv(tmp_path/f"{name}.csv", index=False)
+    here, there, alone = (attention_page.page_attention(str(place)) for place in (root, tmp_path/"whole.csv", tmp_path/"alone.csv"))
+    pd.testing.assert_frame_equal(*(attention_page.attention_shares(found).sort_index() for found in (here, there)))
+    said = lambda found: {result["id"]: (result["task"], result["survivors"], result["correlations"]) for result in found}
+    assert said(here) == said(there) and {kind for _, kind, _ in said(there).values()} == {"super-survivors"}
+    assert {kind for _, kind, _ in said(alone).values()} == {"survivors"}
+
+
+def test_attention_refuses_what_is_no_results_table(tmp_path):
     (tmp_path/"table.csv").write_text("id\n")
-    with pytest.raises(BadInput, match="must be a folder"): attention_page.page_attention(str(tmp_path/"table.csv"))
+    (tmp_path/"notes.txt").write_text("x")
+    with pytest.raises(BadInput, match="has no column template"): attention_page.page_attention(str(tmp_path/"table.csv"))
+    with pytest.raises(BadInput, match="must be a folder of runs"): attention_page.page_attention(str(tmp_path/"notes.txt"))
 
 
 @pytest.mark.parametrize("paper", SENTENCES)
