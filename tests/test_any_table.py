@@ -10,6 +10,7 @@ from synthetic import folder_of, gates_of, synthetic, tickets_of
 
 from lottery_nb import attention_page, chen, liu, prasanna
 from lottery_nb.report import Section, board, conclusions, report_path
+from lottery_nb.store import results
 
 CHEN = (chen.chen_overview, chen.winning_tickets, chen.controls_beaten, chen.strict_levels, chen.metrics_beside, chen.transfers,
         chen.universal_ticket, chen.rewound, chen.sources_compared, chen.masks_in_common, chen.all_sparsities)
@@ -119,3 +120,15 @@ def test_the_page_on_attention_of_any_part_of_a_study(pruned, data):
         elif lacking: result["shares"] = {place: row for place, row in result["shares"].items() if lacking not in place.split()}
         if rng.random() < .3: result["survivors"] = "survivors of one seed"
     whole(ATTENTION, results)
+
+
+@pytest.mark.parametrize("lacking", [["task"], ["model"], ["seed"], ["ticket"], ["super_seeds"], ["blocks", "token_types"], ["shares.all fine-tuned raw.block"], ["correlations.raw.pearson"],
+                                     ["correlations.raw.low", "correlations.norm.p"], ["shares."], ["correlations."]], ids=", ".join)
+def test_the_page_on_attention_of_a_table_without_columns(pruned, tmp_path, lacking):
+    "And with columns that look like its own and are not, and words for numbers"
+    table = results(pruned, lambda said: None)
+    table = table.drop(columns=[name for name in table if any(name == one or one.endswith(".") and name.startswith(one) for one in lacking)])
+    table.loc[table.index[:3], [name for name in table if name.startswith("shares.")][:2]] = None
+    table = table.assign(**{"shares.else": 1., "shares.some fine-tuned raw.block": .2, "correlations.raw": 3., "correlations.odd.pearson": .1, "correlations.norm.high": "high"})
+    table.to_csv(tmp_path/"table.csv", index=False)
+    whole(ATTENTION, attention_page.page_attention(str(tmp_path/"table.csv")))
