@@ -41,7 +41,7 @@ def _ticket_spec(ticket, root):
     except BadInput: return None
 
 # %% ../nbs/58_attention_page.ipynb #dcd877f5
-PART = re.compile(r"(?:shares\.(?:all|surviving) (?:fine-tuned|pre-trained)|correlations)[ .](?:raw|norm)\.[^.]+")   # a column
+PART = re.compile(r"(?:shares\.(?:all|surviving) (?:fine-tuned|pre-trained) |correlations\.)(?:raw|norm)\.[^.]+")   # a column
 
 def attention_rows(
     table: pd.DataFrame,   # results table of attention runs, with those that found their tickets

@@ -129,6 +129,6 @@ def test_the_page_on_attention_of_a_table_without_columns(pruned, tmp_path, lack
     table = results(pruned, lambda said: None)
     table = table.drop(columns=[name for name in table if any(name == one or one.endswith(".") and name.startswith(one) for one in lacking)])
     table.loc[table.index[:3], [name for name in table if name.startswith("shares.")][:2]] = None
-    table = table.assign(**{"shares.else": 1., "shares.some fine-tuned raw.block": .2, "correlations.raw": 3., "correlations.odd.pearson": .1, "correlations.norm.high": "high"})
+    table = table.assign(**{"shares.else": 1., "shares.some fine-tuned raw.block": .2, "correlations.raw": 3., "correlations raw.p": 3., "correlations.odd.pearson": .1, "correlations.norm.high": "high"})
     table.to_csv(tmp_path/"table.csv", index=False)
     whole(ATTENTION, attention_page.page_attention(str(tmp_path/"table.csv")))
