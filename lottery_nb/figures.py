@@ -414,7 +414,7 @@ def common_heatmap(
     mean, std = (overlaps.pivot(index="a", columns="b", values=name).loc[order, order] for name in ("mean", "std"))
     word = lambda m, s: f"{m:.1f}" + ("" if np.isnan(s) else f"\n{s:.1f}")
     said = np.array([[word(*pair) for pair in zip(*rows)] for rows in zip(mean.to_numpy(), std.to_numpy())])
-    ax = ax or plt.subplots(figsize=(1.6 + .62*len(order), 1.2 + .5*len(order)))[1]
+    ax = ax or plt.subplots(figsize=(1.4 + .52*len(order), 1.1 + .46*len(order)))[1]
     sns.heatmap(mean, annot=said, fmt="", cmap="viridis", annot_kws={"size": 7},
                 cbar_kws={"label": "in common (mean over seeds)"}, ax=ax)
     ax.set(xlabel="", ylabel="")

@@ -113,7 +113,7 @@ def picture(
     kinds = {type(part) for ax in figure.axes for part in ax.get_children()}
     colours = 48 if kinds & {QuadMesh, AxesImage} else 128
     few = Image.open(drawn).convert("RGB").quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.convert("RGB").save(packed, "WEBP", lossless=True, method=6)
+    few.convert("RGB").save(packed, "WEBP", lossless=True, quality=100, method=6)
     return f'<img alt="{escape(caption)}" src="data:image/webp;base64,{b64encode(packed.getvalue()).decode()}">'
 
 # %% ../nbs/54_report.ipynb #295c2212
@@ -174,7 +174,7 @@ def _linked(table):
     printed = "row" in (table.index.name, table.columns.name)   # these names are our files', not the paper's
     bare = table.rename_axis(None).rename_axis(None, axis=1) if printed else table
     html = readable(bare).to_html(index=not isinstance(table.index, pd.RangeIndex))
-    return re.sub(rf"<td>({ITEM.pattern})</td>", link, html)
+    return re.sub(rf"<td>({ITEM.pattern})</td>", link, re.sub(r">\s+<", "><", html))
 
 # %% ../nbs/54_report.ipynb #eede0ce3
 def board(
