@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOSEN', 'MARGIN', 'chen_overview', 'chen_tables', 'printed_table', 'winning_tickets', 'at_levels', 'fixed_level',
            'both_ways', 'beaten', 'controls_beaten', 'three_ways', 'printed_best', 'strict_levels', 'metrics_beside',
-           'transfer_maps', 'printed_matrix', 'moved_as_well', 'transfers', 'universal_gains', 'as_good_as_full',
-           'universal_ticket', 'standard_against', 'rewound', 'sources_judged', 'sources_compared', 'masks_in_common',
-           'all_sparsities']
+           'printed_matrix', 'as_printed', 'transfer_maps', 'moved_as_well', 'transfers', 'universal_gains',
+           'as_good_as_full', 'universal_ticket', 'standard_against', 'rewound', 'sources_judged', 'sources_compared',
+           'masks_in_common', 'all_sparsities']
 
 # %% ../nbs/55_chen.ipynb #91c9b26e
 from collections.abc import Iterator
@@ -210,6 +210,27 @@ def metrics_beside(
     shown |= {f"Table 6, {model}": _printed(table)[["full", "imp", "sparsity"]] for model, table in both.items()}
     return Section(shown, [f"winning sparsity by either metric, {line}" for line in compared])
 
+# %% ../nbs/55_chen.ipynb #a1e49ac0
+def printed_matrix() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # as `tables.transfer_matrix`
+    "The paper's Figure 2, its dark cells and counts made by our rule"
+    short = lambda row: row.replace("(IMP) ", "").split(" (")[0].removesuffix(" v1.1")
+    source = lambda row: "pruning θ0" if row.startswith("Pruning") else task_name(short(row))
+    points = by_task(paper_table("chen_2020", "Figure 2").iloc[:, :-1]).rename(index=source)
+    dark = at_least_own(points)
+    return points, dark, others_dark(dark)
+
+# %% ../nbs/55_chen.ipynb #511171d5
+def as_printed(
+    points: pd.DataFrame,   # from `tables.transfer_matrix`, as the others
+    dark: pd.DataFrame,
+    count: pd.Series,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # the same, the paper's sources and targets first, in its order
+    "Ours beside the paper's in one order"
+    theirs = printed_matrix()[0]
+    rows, columns = ([*filter(ours.__contains__, names), *(name for name in ours if name not in set(names))]
+                     for ours, names in ((points.index, theirs.index), (points.columns, theirs.columns)))
+    return points.loc[rows, columns], dark.loc[rows, columns], count[rows]
+
 # %% ../nbs/55_chen.ipynb #55ba62e1
 def transfer_maps(
     ours: dict[str, pd.DataFrame],   # from `page_tickets`
@@ -220,18 +241,9 @@ def transfer_maps(
     rule = "at least the full model less its deviation" if sparsity is None else "at least its own ticket"
     level = "own winning sparsity" if sparsity is None else f"{100*sparsity:g} %"
     moved = {model: rows for model, rows in ours.items() if (~transfer_runs(rows, sparsity).own.astype(bool)).any()}
-    found = {f"{item}, {model}, {level}": transfer_heatmap(*transfer_matrix(rows, sparsity), rule).figure
+    found = {f"{item}, {model}, {level}": transfer_heatmap(*as_printed(*transfer_matrix(rows, sparsity)), rule).figure
              for model, rows in moved.items()}
     return found or {f"{item}, ours": f"no tickets of other tasks at {level}"}
-
-# %% ../nbs/55_chen.ipynb #a1e49ac0
-def printed_matrix() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # as `tables.transfer_matrix`
-    "The paper's Figure 2, its dark cells and counts made by our rule"
-    short = lambda row: row.replace("(IMP) ", "").split(" (")[0].removesuffix(" v1.1")
-    source = lambda row: "pruning θ0" if row.startswith("Pruning") else task_name(short(row))
-    points = by_task(paper_table("chen_2020", "Figure 2").iloc[:, :-1]).rename(index=source)
-    dark = at_least_own(points)
-    return points, dark, others_dark(dark)
 
 # %% ../nbs/55_chen.ipynb #e275fe1e
 def moved_as_well(

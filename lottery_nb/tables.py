@@ -7,8 +7,9 @@ __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'TABLE_FILES', 'NUMBERS', 'P
            'SURVIVAL_FIGURES', 'full_scores', 'learns', 'summary_table', 'how_far', 'paper_numbers', 'paper_table',
            'by_task', 'results_table', 'read_runs', 'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed',
            'chen_column', 'statistics', 'chen_table', 'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own',
-           'transfer_matrix', 'rewinding', 'source_table', 'agnostic', 'averages', 'rank_correlation', 'gate_runs',
-           'published_survival', 'our_survival', 'plus_minus', 'place_name', 'ticket_masks', 'walked']
+           'on_shared_seeds', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic', 'averages',
+           'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus', 'place_name',
+           'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
@@ -335,22 +336,31 @@ def at_least_own(
     own = {task: points.at[task, task] if task in points.index else np.nan for task in points}
     return points >= pd.Series(own, dtype=float) - 1e-9
 
+# %% ../nbs/51_tables.ipynb #43039195
+def on_shared_seeds(
+    tickets: pd.DataFrame,   # ticket runs of several sources
+) -> pd.DataFrame:           # of each target those of the seeds that all its sources have, where there are such
+    "Tickets that can be compared target by target: the mean of one source is not that of other seeds than another's"
+    having = tickets.groupby(["task", "seed"]).source.transform("nunique")
+    shared = having == tickets.groupby("task").source.transform("nunique")
+    return tickets[shared | ~shared.groupby(tickets.task).transform("any")]
+
 # %% ../nbs/51_tables.ipynb #d33c3e41
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
     sparsity: float | None = 0.7,    # as in `transfer_runs`
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model; dark cells; other targets on which a source is dark
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # points against the full model of the same seeds; dark cells; other targets on which a source is dark
     """Figures 2 and 5 of Chen et al. 2020: dark is at least the target's own ticket
 
     With `None`, Figure 6, whose rule is its own: dark is at least the full model's mean less its standard deviation."""
-    tickets = transfer_runs(runs, sparsity)
+    tickets = on_shared_seeds(transfer_runs(runs, sparsity))
     if not len(tickets): return pd.DataFrame(), pd.DataFrame(dtype=bool), pd.Series(dtype=int)
     dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)})
                        for task, rows in tickets.groupby("task")])
     tickets = tickets[tickets.task.isin(dense.task)]
-    points, near_full = transfer_to_full(tickets, dense, "std_full")
+    near_full = transfer_to_full(tickets, dense, "std_full")[1]
     dark = near_full if sparsity is None else at_least_own(100 * transfer(tickets))
-    return 100 * points, dark, others_dark(dark)
+    return 100 * transfer(tickets.assign(score=tickets.score - tickets.full_score)), dark, others_dark(dark)
 
 # %% ../nbs/51_tables.ipynb #a1cd8541
 def rewinding(

@@ -157,6 +157,27 @@ def test_transfer_matrix_agrees_with_compare(runs):
     assert "pruning θ0" in points.index
 
 
+def test_cells_of_a_target_are_of_the_same_seeds():
+    "MLM's ticket is five points below the own one of its seed, and above the mean over the own ones of both seeds"
+    rows = [dict(task="mrpc", source=source, seed=seed, score=score, full_score=full) for source, seed, score, full in
+            (("mrpc", 0, .8, .9), ("mrpc", 1, .6, .7), ("mlm", 0, .75, .9))]
+    common = dict(model="m", method="imp", own=False, whole=True, source_whole=True, asked_sparsity=.7, start="pretrained", rewind=0., mask_init="omp", mask_at=None)
+    table = pd.DataFrame([common | row | {"own": row["source"] == row["task"]} for row in rows])
+    points, dark, count = transfer_matrix(table, .7)
+    assert points.at["mlm", "mrpc"] == pytest.approx(-15) and points.at["mrpc", "mrpc"] == pytest.approx(-10)
+    assert not dark.at["mlm", "mrpc"] and count["mlm"] == 0
+    apart = tables.on_shared_seeds(table.assign(seed=[1, 2, 0]))   # no seed in common: all that there is
+    assert len(apart) == 3
+
+
+def test_a_matrix_is_laid_out_as_the_paper_prints_its_own(runs):
+    ours, theirs = chen.as_printed(*transfer_matrix(runs, .7)), chen.printed_matrix()[0]
+    for mine, paper in ((ours[0].index, theirs.index), (ours[0].columns, theirs.columns)):
+        known = [name for name in mine if name in set(paper)]
+        assert known == [name for name in paper if name in set(mine)] and list(mine[:len(known)]) == known
+    assert list(ours[1].index) == list(ours[0].index) == list(ours[2].index) and ours[2].notna().all()
+
+
 def test_own_winning_sparsity_takes_each_source_at_its_own(runs):
     levels = chen_table(runs).loc[("sparsity", "%")].dropna() / 100
     rows = tables.transfer_runs(runs, None)
