@@ -113,7 +113,7 @@ def picture(
     kinds = {type(part) for ax in figure.axes for part in ax.get_children()}
     colours = 48 if kinds & {QuadMesh, AxesImage} else 128
     few = Image.open(drawn).convert("RGB").quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.convert("RGB").save(packed, "WEBP", lossless=True, quality=100, method=6)
+    few.convert("RGB").save(packed, "WEBP", lossless=True, method=6)
     return f'<img alt="{escape(caption)}" src="data:image/webp;base64,{b64encode(packed.getvalue()).decode()}">'
 
 # %% ../nbs/54_report.ipynb #295c2212
