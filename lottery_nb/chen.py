@@ -221,9 +221,9 @@ def printed_matrix() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # as `ta
 
 # %% ../nbs/55_chen.ipynb #511171d5
 def as_printed(
-    points: pd.DataFrame,   # from `tables.transfer_matrix`, as the others
-    dark: pd.DataFrame,
-    count: pd.Series,
+    points: pd.DataFrame,   # from `tables.transfer_matrix`
+    dark: pd.DataFrame,     # from there too
+    count: pd.Series,       # from there too
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # the same, the paper's sources and targets first, in its order
     "Ours beside the paper's in one order"
     theirs = printed_matrix()[0]
