@@ -16,14 +16,14 @@ from typing import Any
 import pandas as pd
 
 from .figures import pattern_panels
-from .files import BadInput, runs_root, runs_to_read
+from .files import BadInput
 from .heads import published_shares, run_named
 from .names import task_name
 from .patterns import CLASSES
 from .prasanna import published_file
 from .report import Section, no_runs, page_places
 from .store import finished_runs, read_result
-from .tables import TABLE_FILES, paper_table, results_table
+from .tables import paper_table, results_table, run_place
 from .verdicts import Verdict, weigh
 
 # %% ../nbs/58_attention_page.ipynb #742e2bd0
@@ -33,7 +33,10 @@ def survivors_of(
 ) -> str:          # super-survivors, survivors of one seed, or survivors where the run is not here
     "Which heads a run calls surviving"
     spec = _ticket_spec(ticket, root) if ticket else None
-    return "survivors" if not spec else "super-survivors" if spec.get("super_seeds") else "survivors of one seed"
+    return _whose(spec.get("super_seeds")) if spec else "survivors"
+
+
+def _whose(super_seeds): return "super-survivors" if (super_seeds or 0) > 0 else "survivors of one seed"
 
 
 def _ticket_spec(ticket, root):
@@ -48,7 +51,7 @@ def attention_rows(
 ) -> list[dict]:           # as `page_attention`; runs without task, model or numbers are passed over
     "The attention runs of a results table, as they stand in their folders"
     seeds = table.set_index("id").get("super_seeds", pd.Series(dtype=float))
-    known = {name: "super-survivors" if value > 0 else "survivors of one seed" for name, value in seeds.items()}
+    known = {name: _whose(value) for name, value in seeds.items()}
     parts, found = list(filter(PART.fullmatch, table)), []
     numbers = table[parts].apply(pd.to_numeric, errors="coerce")
     for row in table.assign(**numbers)[table.template == "attention"].to_dict("records"):
@@ -68,13 +71,11 @@ def page_attention(
     second: str = "",   # further runs; empty: LOTTERY_NB_SECOND, else none
 ) -> list[dict]:        # results of finished attention runs, with `survivors`
     "The attention runs of a page"
-    roots = [runs_root(place) for place in page_places(runs, second) if place != ""]
-    return [result for root in roots if root.exists() or root.suffix in TABLE_FILES
-            for result in _attention_in(runs_to_read(root, TABLE_FILES))]
+    return [result for place in page_places(runs, second) if place != "" for result in _attention_in(*run_place(place))]
 
 
-def _attention_in(root):
-    if root.suffix in TABLE_FILES: return attention_rows(results_table(root))
+def _attention_in(root, of_file):
+    if of_file: return attention_rows(results_table(root))
     results = [result for result in finished_runs(root) if result["template"] == "attention"]
     return [result | {"survivors": survivors_of(result["spec"].get("ticket", ""), root)} for result in results]
 

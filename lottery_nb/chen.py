@@ -227,7 +227,7 @@ def as_printed(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:   # the same, the paper's sources and targets first, in its order
     "Ours beside the paper's in one order"
     theirs = printed_matrix()[0]
-    rows, columns = ([*filter(ours.__contains__, names), *(name for name in ours if name not in set(names))]
+    rows, columns = (names.intersection(ours, sort=False).union(ours, sort=False)
                      for ours, names in ((points.index, theirs.index), (points.columns, theirs.columns)))
     return points.loc[rows, columns], dark.loc[rows, columns], count[rows]
 

@@ -29,7 +29,7 @@ from matplotlib.image import AxesImage
 from PIL import Image
 from scipy.stats import spearmanr
 
-from .files import BadInput, atomic, one_of, package_file, runs_root, runs_to_read
+from .files import BadInput, atomic, one_of, package_file, runs_to_read
 from .spec import plugins
 from .tables import PAPERS, TABLE_FILES, gaps, mixed, place_name, worlds
 from .verdicts import Verdict, unjudged, verdict_lines, verdict_table
@@ -288,10 +288,10 @@ def render(
     notebook, out = report_path(page), Path(out)
     if out.suffix != ".html": raise BadInput(f"a report must be an .html file, got {out}")
     if published: one_of("report with --published", page, ("prasanna_2020", "attention"))
-    for place in (runs, second): runs_to_read(place, TABLE_FILES)
     if published and not Path(published).is_dir():
         raise BadInput(f"published must be the folder of the authors' files, got {Path(published).absolute()}")
-    asked = {"runs": runs_root(runs), "second": second or os.environ.get("LOTTERY_NB_SECOND"),
+    beside = runs_to_read(second, TABLE_FILES) if second else os.environ.get("LOTTERY_NB_SECOND")
+    asked = {"runs": runs_to_read(runs, TABLE_FILES), "second": beside,
              "published": published or os.environ.get("LOTTERY_NB_PUBLISHED")}
     taken = papermill.inspect_notebook(notebook)   # which runs in a folder of its own
     values = {name: str(Path(place).absolute()) for name, place in asked.items() if place and name in taken}

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['GROUP', 'BUDGET', 'TRAINING', 'PAPERS', 'TABLE_FILES', 'NUMBERS', 'PLAIN', 'CONTROLS', 'BOTH', 'MASK_METHODS',
            'SURVIVAL_FIGURES', 'full_scores', 'learns', 'summary_table', 'how_far', 'paper_numbers', 'paper_table',
-           'by_task', 'results_table', 'read_runs', 'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps', 'mixed',
-           'chen_column', 'statistics', 'chen_table', 'with_metric', 'both_metrics', 'transfer_runs', 'at_least_own',
-           'on_shared_seeds', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic', 'averages',
-           'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus', 'place_name',
-           'ticket_masks', 'walked']
+           'by_task', 'results_table', 'run_place', 'read_runs', 'ticket_runs', 'largest', 'worlds', 'chosen', 'gaps',
+           'mixed', 'chen_column', 'statistics', 'chen_table', 'with_metric', 'both_metrics', 'transfer_runs',
+           'at_least_own', 'on_shared_seeds', 'near_full', 'transfer_matrix', 'rewinding', 'source_table', 'agnostic',
+           'averages', 'rank_correlation', 'gate_runs', 'published_survival', 'our_survival', 'plus_minus',
+           'place_name', 'ticket_masks', 'walked']
 
 # %% ../nbs/51_tables.ipynb #1e0f38f9
 from dataclasses import fields
@@ -149,6 +149,14 @@ def results_table(
         table[name] = numbers
     return table
 
+# %% ../nbs/51_tables.ipynb #caaeb1f3
+def run_place(
+    place: str | Path | None = None,   # folder of runs, or a results table; None: LOTTERY_NB_RUNS, else `runs`
+) -> tuple[Path, bool]:                # the same, possibly not there; whether it is a table
+    "Where a page reads runs; `BadInput` where there is something else"
+    if (root := runs_root(place)).exists(): runs_to_read(root, TABLE_FILES)
+    return root, root.suffix in TABLE_FILES
+
 # %% ../nbs/51_tables.ipynb #e9f1df88
 def read_runs(
     place: str | Path | None,      # folder of runs, or a results table as .csv or .parquet; None = LOTTERY_NB_RUNS, else `runs`
@@ -156,8 +164,7 @@ def read_runs(
     names: list[str],              # columns to have in any case
 ) -> pd.DataFrame:               # finished runs, possibly none; `folder` is the run's own, empty when read from a table
     "Runs of some templates, with their columns even where there are no runs"
-    if (root := runs_root(place)).exists(): runs_to_read(root, TABLE_FILES)
-    of_file = root.suffix in TABLE_FILES
+    root, of_file = run_place(place)
     plugins()
     table = results_table(root) if of_file else results(root)
     table = table[table.template.isin(templates)] if len(table) else table
@@ -345,6 +352,15 @@ def on_shared_seeds(
     shared = having == tickets.groupby("task").source.transform("nunique")
     return tickets[shared | ~shared.groupby(tickets.task).transform("any")]
 
+# %% ../nbs/51_tables.ipynb #93fe98fa
+def near_full(
+    runs: pd.DataFrame,      # ticket runs of one model
+    tickets: pd.DataFrame,   # some of them
+) -> pd.DataFrame:           # sources × targets, true or false
+    "Cells of a transfer matrix that reach the full model's mean less its standard deviation, over all its seeds"
+    dense = [pd.DataFrame({"task": task, "score": full_scores(runs, rows)}) for task, rows in tickets.groupby("task")]
+    return transfer_to_full(tickets, pd.concat(dense), "std_full")[1]
+
 # %% ../nbs/51_tables.ipynb #d33c3e41
 def transfer_matrix(
     runs: pd.DataFrame,              # ticket runs of one model
@@ -353,13 +369,9 @@ def transfer_matrix(
     """Figures 2 and 5 of Chen et al. 2020: dark is at least the target's own ticket
 
     With `None`, Figure 6, whose rule is its own: dark is at least the full model's mean less its standard deviation."""
-    tickets = on_shared_seeds(transfer_runs(runs, sparsity))
+    tickets = on_shared_seeds(transfer_runs(runs, sparsity).dropna(subset=["full_score"]))
     if not len(tickets): return pd.DataFrame(), pd.DataFrame(dtype=bool), pd.Series(dtype=int)
-    dense = pd.concat([pd.DataFrame({"task": task, "score": full_scores(runs, rows)})
-                       for task, rows in tickets.groupby("task")])
-    tickets = tickets[tickets.task.isin(dense.task)]
-    near_full = transfer_to_full(tickets, dense, "std_full")[1]
-    dark = near_full if sparsity is None else at_least_own(100 * transfer(tickets))
+    dark = near_full(runs, tickets) if sparsity is None else at_least_own(100 * transfer(tickets))
     return 100 * transfer(tickets.assign(score=tickets.score - tickets.full_score)), dark, others_dark(dark)
 
 # %% ../nbs/51_tables.ipynb #a1cd8541
