@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from lottery_nb import adapt
+from lottery_nb import adapt, training
 from lottery_nb.adapt import head_spec, start_of, with_head
 from lottery_nb.baseline import theta0
 from lottery_nb.files import BadInput
@@ -63,19 +63,32 @@ def test_every_run_starts_from_the_adapted_trunk(headless):
         assert torch.equal(net.get_parameter("bert.encoder.layer.0.attention.self.query.weight"), plain["encoder.layer.0.attention.self.query.weight"]) == same
 
 
-def test_a_killed_training_of_a_head_ends_in_the_same_bytes(headless, tmp_path, monkeypatch):
+def test_the_loss_along_the_training_and_what_it_did_to_the_trunk(headless):
+    about = {trunk: json.loads((with_head(head_spec(spec_of(headless, head_steps=20, head_trunk=trunk)))/"head.json").read_text())
+             for trunk in (False, True)}
+    for kept in about.values():
+        assert list(kept["losses"]) == ["0", *map(str, range(2, 21, 2))]
+        assert kept["losses"]["0"] == kept["loss_before"] > kept["losses"]["10"] > kept["losses"]["20"] == kept["loss_after"]
+    assert about[False]["moved"] == 0 and set(about[False]["jaccard"].values()) == {1.}
+    assert 0 < about[True]["moved"] < 1 and all(0 < about[True]["jaccard"][sparsity] < 1 for sparsity in ("0.5", "0.7", "0.9"))
+
+
+@pytest.mark.parametrize("died", [2, 4, 7], ids=["on the way", "half-way", "at the end"])
+def test_a_killed_training_of_a_head_ends_in_the_same_bytes(headless, tmp_path, monkeypatch, died):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     spec, calls = head_spec(spec_of(headless, head_steps=6, head_trunk=True)), []
-    whole = (with_head(spec)/"model.safetensors").read_bytes()
+    bytes_of = lambda folder: [(folder/name).read_bytes() for name in ("model.safetensors", "head.json")]
+    whole = bytes_of(with_head(spec))
     monkeypatch.setenv("LOTTERY_NB_CACHE", str(tmp_path/"other"))
     with_head.cache_clear()
     real = adapt.evaluate
     def dies(*args):
         calls.append(1)
-        if len(calls) == 2: raise KeyboardInterrupt
+        if len(calls) == died: raise KeyboardInterrupt
         return real(*args)
     monkeypatch.setattr(adapt, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt): with_head(spec)
-    assert (with_head(spec)/"model.safetensors").read_bytes() == whole and len(calls) == 4
+    assert bytes_of(with_head(spec)) == whole and not (with_head(spec)/"evaluations.json").exists()
 
 
 def test_a_text_that_is_too_short(headless, tmp_path):

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from lottery_nb.baseline import EVALUATIONS, WEIGHTS, dense, target_spec
+from lottery_nb.baseline import WEIGHTS, dense, target_spec
 from lottery_nb.files import BadInput, clock, read_clock, read_json, remove, stage, stage_hours
 from lottery_nb.methods import hours_taken
 from lottery_nb.running import run
 from lottery_nb.spec import StructuredSpec, TicketSpec
 from lottery_nb.store import results, run_folder
-from lottery_nb.training import Keeper
+from lottery_nb.training import EVALUATIONS, Keeper
 
 
 @pytest.fixture
