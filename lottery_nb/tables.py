@@ -345,11 +345,12 @@ def at_least_own(
 
 # %% ../nbs/51_tables.ipynb #43039195
 def on_shared_seeds(
-    tickets: pd.DataFrame,   # ticket runs of several sources
-) -> pd.DataFrame:           # of each target those of the seeds that all its sources have, where there are such
+    tickets: pd.DataFrame,   # ticket runs, of several sources or ways
+    by: str = "source",      # the column that says which
+) -> pd.DataFrame:           # of each target those of the seeds that all of them have, where there are such
     "Tickets that can be compared target by target: the mean of one source is not that of other seeds than another's"
-    having = tickets.groupby(["task", "seed"]).source.transform("nunique")
-    shared = having == tickets.groupby("task").source.transform("nunique")
+    having = tickets.groupby(["task", "seed"])[by].transform("nunique")
+    shared = having == tickets.groupby("task")[by].transform("nunique")
     return tickets[shared | ~shared.groupby(tickets.task).transform("any")]
 
 # %% ../nbs/51_tables.ipynb #93fe98fa
@@ -379,27 +380,27 @@ def rewinding(
     runs: pd.DataFrame,          # ticket runs of one model
     source: str,                 # task the masks were found on: mlm (Figure 7) or mnli (Figure 8)
     sparsity: float = 0.7,       # of the tickets
-) -> pd.DataFrame:               # rows: rewind to a share of training, or standard pruning; columns: target tasks; points against rewinding to θ0
+) -> pd.DataFrame:               # rows: rewind to a share of training, or standard pruning; columns: target tasks; points against rewinding to θ0 with the same seeds
     "Rewinding against standard pruning (Chen et al. 2020, Figures 7 and 8)"
     rows = chosen(runs, ("own", "rewind"),
                   source=source)[lambda r: r.method.isin(["imp", "standard"]) & np.isclose(r.asked_sparsity, sparsity)]
     how = rows.rewind.map(lambda share: "no rewinding" if pd.isna(share)
                           else f"rewind to {100*share:g} %").where(rows.method == "imp", "standard pruning")
-    table = rows.assign(how=how).pivot_table("score", "how", "task")
+    table = on_shared_seeds(rows.assign(how=how), "how").pivot_table("score", "how", "task")
     return 100 * (table - table.loc["rewind to 0 %"]) if "rewind to 0 %" in table.index else table.iloc[:0]
 
 # %% ../nbs/51_tables.ipynb #28265e71
 def source_table(
     runs: pd.DataFrame,          # ticket runs of one model
     sparsity: float = 0.7,       # of the tickets
-) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score in percent
+) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score over the same seeds in percent
     "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
     rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity,
                                                                                     sparsity) & r.task.ne("mlm")]
     few = rows.source_train.astype(float).map(", {:g} examples".format).astype(object).mask(rows.source_whole, "")
     names = rows.source.mask(rows.own, "own task").mask(rows.source.eq("mlm+" + rows.task), "mlm+own task")
-    return 100 * rows.assign(source=names + few)[names.isin(["own task", "mlm",
-                                                             "mlm+own task"])].pivot_table("score", "source", "task")
+    sources = rows.assign(source=names + few)[names.isin(["own task", "mlm", "mlm+own task"])]
+    return 100 * on_shared_seeds(sources).pivot_table("score", "source", "task")
 
 # %% ../nbs/51_tables.ipynb #22ca996e
 MASK_METHODS = tuple(method for method, names in READS.items() if "mask_steps" in names)   # methods that train a mask

@@ -170,6 +170,25 @@ def test_cells_of_a_target_are_of_the_same_seeds():
     assert len(apart) == 3
 
 
+def several_ways(*rows):
+    "Tickets of one task at 70 %: field values and score"
+    common = dict(task="mrpc", model="m", method="imp", source="mlm", own=False, whole=True, source_whole=True, source_train=np.nan, asked_sparsity=.7,
+                  start="pretrained", rewind=0., mask_init="omp", mask_at=None, full_score=.9)
+    return pd.DataFrame([common | row for row in rows])
+
+
+def test_later_rewinding_and_fewer_examples_are_compared_on_the_same_seeds():
+    "One way's only seed is the better one; the mean over both seeds of the other says nothing about it"
+    late = several_ways(dict(seed=0, score=.8), dict(seed=1, score=.6), dict(rewind=.1, seed=0, score=.78), dict(method="standard", seed=0, score=.81))
+    table = rewinding(late, "mlm")
+    assert table.loc["rewind to 10 %", "mrpc"] == pytest.approx(-2) and table.loc["standard pruning", "mrpc"] == pytest.approx(1)
+    few = dict(source_train=100, source_whole=False)
+    table = tables.source_table(several_ways(dict(seed=0, score=.8), dict(seed=1, score=.6), few | dict(seed=0, score=.78),
+                                             dict(source="mlm+mrpc", seed=0, score=.79), dict(source="mrpc", own=True, seed=1, score=.5),
+                                             dict(source="mrpc", own=True, seed=0, score=.82)))
+    assert {name: round(value, 6) for name, value in table.mrpc.items()} == {"mlm": 80, "mlm, 100 examples": 78, "mlm+own task": 79, "own task": 82}
+
+
 def test_a_matrix_is_laid_out_as_the_paper_prints_its_own(runs):
     ours, theirs = chen.as_printed(*transfer_matrix(runs, .7)), chen.printed_matrix()[0]
     for mine, paper in ((ours[0].index, theirs.index), (ours[0].columns, theirs.columns)):
