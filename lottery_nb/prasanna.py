@@ -36,7 +36,7 @@ from .report import Section, finding, no_runs, page_places
 from .spec import MagnitudeSpec, StructuredSpec
 from .store import read_result
 from .structured import first_importance, search_folder
-from .tables import SURVIVAL_FIGURES, by_task, gate_runs, our_survival, paper_table, plus_minus, published_survival
+from .tables import SURVIVAL_FIGURES, by_task, gate_runs, on_shared_seeds, our_survival, paper_table, plus_minus, published_survival
 from .verdicts import Verdict, contested, notes, paired, share_of_gain, weigh
 
 # %% ../nbs/57_prasanna.ipynb #c3155fb8
@@ -411,7 +411,8 @@ def outcomes_drawn(
         shown[f"{item}, the paper"] = bars(pd.concat(map(printed_runs, ways)), "the paper")
         ours = {model: rows for model, rows in models_of(known, *ways).items() if ways[1] in set(rows.experiment)
                 or item == "Figure 2"}
-        shown |= {f"{item}, {model}": bars(rows.assign(method=rows.experiment), model) for model, rows in ours.items()}
+        shown |= {f"{item}, {model}": bars(on_shared_seeds(rows.assign(method=rows.experiment), "method"), model)
+                  for model, rows in ours.items()}
         if not ours: shown[f"{item}, ours"] = "no runs"
     said = [line for model, rows in models_of(known, "super-survivors").items() for line in _small(model, rows)]
     return Section(shown, said, [verdict for model, rows in models_of(gates, "s-pruning", "m-pruning").items()
@@ -427,14 +428,14 @@ def _small(model, rows):
 # %% ../nbs/57_prasanna.ipynb #f191ad3c
 def longer_means(
     rows: pd.DataFrame,   # runs of one model
-) -> pd.DataFrame:        # epochs × tasks, and their average: mean score of bad subnetworks once retrained
+) -> pd.DataFrame:        # epochs × tasks, and their average: mean score of bad subnetworks once retrained, over the same seeds
     "Figure 16 of our runs, on the tasks that were trained for longer"
     longer = rows[rows.experiment.str.fullmatch(r"\S+ epochs")]
     plain = rows[rows.experiment.eq("s-pruning") & rows.task.isin(longer.task)]
     steps = plain.reindex(columns=["max_steps", "epochs"]).dropna(axis=1, how="all")
     unit = "steps" if "max_steps" in steps else "epochs"
     usual = f"{steps.iloc[0, 0]:g} {unit}" if len(steps.columns) else "plain"
-    both = pd.concat([plain.assign(experiment=usual), longer])
+    both = on_shared_seeds(pd.concat([plain.assign(experiment=usual), longer]), "experiment")
     table = both.astype({"bad_retrained": float}).pivot_table("bad_retrained", "experiment", "task", sort=False)
     table = table[in_order(table.columns)].rename_axis(index=None, columns=None)
     return table.assign(Average=table.mean(axis=1)).round(3)

@@ -189,6 +189,17 @@ def test_later_rewinding_and_fewer_examples_are_compared_on_the_same_seeds():
     assert {name: round(value, 6) for name, value in table.mrpc.items()} == {"mlm": 80, "mlm, 100 examples": 78, "mlm+own task": 79, "own task": 82}
 
 
+def test_ways_of_pruning_and_longer_retraining_are_compared_on_the_same_seeds(monkeypatch):
+    rows = [dict(task="mrpc", model="m", experiment=experiment, seed=seed, max_steps=120, bad_retrained=score, good_pruned=score) for experiment, seed, score in
+            (("s-pruning", 0, .8), ("s-pruning", 1, .6), ("12 epochs", 0, .82), ("super-survivors", 0, .79), ("m-pruning", 0, .85), ("m-pruning", 1, .65))]
+    gates, drawn = pd.DataFrame(rows, columns=[*rows[0], "good_size", *set(prasanna.OUTCOMES) - set(rows[0])]), {}
+    assert prasanna.longer_means(gates).mrpc.to_dict() == {"120 steps": .8, "12 epochs": .82}
+    monkeypatch.setattr(prasanna, "bars", lambda rows, title: drawn.setdefault((title, *sorted(set(rows.method))), rows))
+    monkeypatch.setattr(prasanna, "removed_more", lambda *_: [])
+    prasanna.outcomes_drawn(gates)
+    assert set(drawn["m", "s-pruning", "super-survivors"].seed) == {0} and set(drawn["m", "m-pruning", "s-pruning"].seed) == {0, 1}
+
+
 def test_a_matrix_is_laid_out_as_the_paper_prints_its_own(runs):
     ours, theirs = chen.as_printed(*transfer_matrix(runs, .7)), chen.printed_matrix()[0]
     for mine, paper in ((ours[0].index, theirs.index), (ours[0].columns, theirs.columns)):
