@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS_SHOWN', 'ALONG_ITEMS', 'liu_overview', 'settings_of', 'steps_found', 'steps_of', 'hours_found',
            'times_of_imp', 'mask_budgets', 'final_averages', 'item_of', 'level_fixed', 'overview_bars', 'with_majority',
            'shares_said', 'methods_judged', 'average_scores', 'more_robust', 'robustness', 'loss_predicts',
-           'losses_and_scores', 'along_runs', 'curves_along', 'reached', 'starts_along', 'starts_judged',
+           'losses_and_scores', 'paced', 'along_runs', 'curves_along', 'reached', 'starts_along', 'starts_judged',
            'along_training', 'apart_item', 'masks_apart', 'distances_walked', 'few_runs', 'few_judged',
            'fewer_examples']
 
@@ -24,7 +24,7 @@ from .files import BadInput
 from .methods import METHODS, mask_spec
 from .report import Section, gap_lines, no_runs
 from .spec import EVERY, READS, RunSpec, TicketSpec
-from .tables import MASK_METHODS, agnostic, averages, chosen, paper_table, rank_correlation, ticket_masks, walked
+from .tables import MASK_METHODS, agnostic, averages, chosen, on_shared_seeds, paper_table, rank_correlation, ticket_masks, walked
 from .verdicts import Verdict, contested, notes, paired, share_of_gain, weigh
 
 # %% ../nbs/56_liu.ipynb #56f23ead
@@ -279,13 +279,25 @@ def _lowest_said(model, table):
                     f"{len(best)} sparsities (lowest: {each})")
     return said
 
+# %% ../nbs/56_liu.ipynb #1041114d
+def paced(
+    runs: pd.DataFrame,   # of one model and sparsity
+) -> pd.DataFrame:        # the mask seeds of which there are masks from along the training; fine-tuning seeds that all their points have, others' too
+    "Runs whose means can stand on one curve"
+    masks = runs[runs.method.isin(MASK_METHODS)]
+    masks = on_shared_seeds(masks[masks.mask_seed.isin(masks.mask_seed[masks.mask_at.notna()])], "method", "mask_at")
+    others = runs[~runs.method.isin(MASK_METHODS)]
+    pairs = lambda rows: pd.MultiIndex.from_frame(rows[["task", "seed"]])
+    return pd.concat([others[pairs(others).isin(pairs(masks))], masks])
+
 # %% ../nbs/56_liu.ipynb #eb0dbbc6
 def along_runs(
     runs: pd.DataFrame,   # ticket runs of one model
 ) -> dict[float, pd.DataFrame]:   # sparsity → runs that Liu et al. compare, of tasks with masks from along the training
     "The runs behind a curve along mask training"
     along = chosen(agnostic(runs), ("own", "mask_at"))[lambda r: r.task.isin(r.task[r.mask_at.notna()])]
-    return {s: along[along.asked_sparsity == s] for s in sorted(along[along.mask_at.notna()].asked_sparsity.unique())}
+    halfway = along[along.mask_at.notna()]
+    return {s: paced(along[along.asked_sparsity == s]) for s in sorted(halfway.asked_sparsity.unique())}
 
 # %% ../nbs/56_liu.ipynb #35c4ba89
 ALONG_ITEMS = {.6: "Figure 14", .7: "Figure 15", .8: "Figure 16"}   # sparsity → the paper's figure, task by task
@@ -335,10 +347,11 @@ def starts_along(
     random = rows[rows.mask_init.eq("random")]
     if not len(random): return pd.DataFrame()
     rows = rows[np.isclose(rows.asked_sparsity, level_fixed(random))]
-    rows = rows[rows.task.isin(random.task) & rows.method.isin(random.method)]
+    rows = rows[rows.task.isin(random.task) & rows.method.isin(random.method) & rows.mask_seed.isin(random.mask_seed)]
     names = rows.method + rows.mask_init.eq("random").map({True: ", random start", False: ", one-shot start"})
     at = rows.mask_at.fillna(rows.mask_steps).astype(float)
-    tasks = rows.assign(at=at, start=names).groupby(["at", "start", "task"]).score.mean()
+    rows = on_shared_seeds(rows.assign(at=at, start=names), "at", "start")
+    tasks = rows.groupby(["at", "start", "task"]).score.mean()
     means = tasks.groupby(["at", "start"]).mean()
     return 100 * means.unstack("start")
 

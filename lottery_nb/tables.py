@@ -345,12 +345,13 @@ def at_least_own(
 
 # %% ../nbs/51_tables.ipynb #43039195
 def on_shared_seeds(
-    tickets: pd.DataFrame,   # ticket runs, of several sources or ways
-    by: str = "source",      # the column that says which
-) -> pd.DataFrame:           # of each target those of the seeds that all of them have, where there are such
+    tickets: pd.DataFrame,     # ticket runs, of several sources or ways
+    *ways: str,                # columns that say which; none: source
+) -> pd.DataFrame:             # of each target those of the seeds that all of them have, where there are such
     "Tickets that can be compared target by target: the mean of one source is not that of other seeds than another's"
-    having = tickets.groupby(["task", "seed"])[by].transform("nunique")
-    shared = having == tickets.groupby("task")[by].transform("nunique")
+    way = tickets.groupby([*(ways or ("source",))], dropna=False).ngroup()
+    having = way.groupby([tickets.task, tickets.seed]).transform("nunique")
+    shared = having == way.groupby(tickets.task).transform("nunique")
     return tickets[shared | ~shared.groupby(tickets.task).transform("any")]
 
 # %% ../nbs/51_tables.ipynb #93fe98fa

@@ -200,6 +200,24 @@ def test_ways_of_pruning_and_longer_retraining_are_compared_on_the_same_seeds(mo
     assert set(drawn["m", "s-pruning", "super-survivors"].seed) == {0} and set(drawn["m", "m-pruning", "s-pruning"].seed) == {0, 1}
 
 
+def test_points_along_a_training_are_of_the_same_seeds(runs):
+    "Seeds and masks that only the end of a training has say nothing about the way there"
+    end = runs[runs.method.eq("tamt-mlm") & runs.mask_at.isna() & runs.mask_init.ne("random")]
+    more = pd.concat([runs, end.assign(seed=7, score=.1), end.assign(mask_seed=9, score=.1)], ignore_index=True)
+    (s, rows), = liu.along_runs(more).items()
+    assert s == .7 and set(rows.seed) == {0} and {"imp", "omp", "tamt-mlm"} <= set(rows.method)
+    alone = runs[runs.seed == 0]
+    pd.testing.assert_frame_equal(liu.curves_along(rows), liu.curves_along(liu.along_runs(alone)[.7]))
+    pd.testing.assert_frame_equal(liu.starts_along(more), liu.starts_along(alone))
+
+
+def test_the_line_of_imp_is_its_best_mean_not_its_luckiest_seed():
+    rows = pd.DataFrame([dict(task="mrpc", metric="accuracy", method="imp", mask_steps=np.nan, mask_at=np.nan, round_steps=steps, score=score)
+                         for steps, score in ((10, .7), (10, .9), (20, .82), (20, .84))])
+    axes = figures.step_curve(rows, "mrpc")
+    assert [line.get_ydata()[0] for line in axes.lines] == [pytest.approx(.83)]
+
+
 def test_a_matrix_is_laid_out_as_the_paper_prints_its_own(runs):
     ours, theirs = chen.as_printed(*transfer_matrix(runs, .7)), chen.printed_matrix()[0]
     for mine, paper in ((ours[0].index, theirs.index), (ours[0].columns, theirs.columns)):
