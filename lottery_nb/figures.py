@@ -156,7 +156,7 @@ def step_curve(
     task: str,                 # which task
     ax: Axes | None = None,    # where to draw; None = a new figure
 ) -> Axes:                     # optimizer steps of mask training against the task's metric
-    "Score of the masks along mask training; IMP's best mean over seeds as a line (Liu et al. 2022, Figures 6 and 14 to 16)"
+    "Score of the masks along mask training; IMP's best mean as a line (Liu et al. 2022, Figures 6 and 14 to 16)"
     ax = ax or plt.subplots(figsize=(4.5, 3.5))[1]
     rows = results[results.task == task]
     trained = rows[rows.mask_steps.notna()]

@@ -24,7 +24,8 @@ from .files import BadInput
 from .methods import METHODS, mask_spec
 from .report import Section, gap_lines, no_runs
 from .spec import EVERY, READS, RunSpec, TicketSpec
-from .tables import MASK_METHODS, agnostic, averages, chosen, on_shared_seeds, paper_table, rank_correlation, ticket_masks, walked
+from .tables import (MASK_METHODS, agnostic, averages, chosen, on_shared_seeds, paper_table, rank_correlation,
+                               ticket_masks, walked)
 from .verdicts import Verdict, contested, notes, paired, share_of_gain, weigh
 
 # %% ../nbs/56_liu.ipynb #56f23ead
@@ -185,9 +186,9 @@ def average_scores(
     "Which masks serve best, over all tasks? (Liu et al. 2022, Figures 1, 3, 4 and 10, section 4.2.1)"
     final, overall = final_averages(ours)
     shown: dict[str, Any] = {f"Figure 1, {model}": overview_bars(table) for model, table in final.items()}
-    shown |= {f"{item_of(model)}, {model}": average_curve(table).figure for model, table in final.items()}
-    curves = {model: task_curves(pd.concat([agnostic(chosen(rows, ("own",))), chosen(rows, method="dense")]), model)
-              for model, rows in ours.items()}
+    shown |= {f"{item_of(model)}, {model}": average_curve(table).figure if table.asked_sparsity.nunique() > 1
+              else "one sparsity, whose bars stand in Figure 1" for model, table in final.items()}
+    curves = {model: _task_by_task(model, rows) for model, rows in ours.items()}
     shown |= {f"Figure 10, {model}": figure for model, figure in curves.items() if figure}
     shown |= {f"Average score of {model} in percent": table.round(1).rename(columns="{:.0%}".format)
               .rename_axis(columns="sparsity") for model, table in overall.items()}
@@ -196,6 +197,13 @@ def average_scores(
             f"score: at least {least:.0f} % for all but random)" for model, rows in ours.items() if shares_said(rows)]
     return Section(shown or {"Figure 3, ours": "no tickets"}, said,
                    [verdict for model, rows in ours.items() for verdict in methods_judged(model, rows)])
+
+
+def _task_by_task(model, rows):
+    "A panel a task; words where there is one task, nothing where there is none"
+    tickets = agnostic(chosen(rows, ("own",)))
+    if tickets.task.nunique() == 1: return "one task, whose scores stand above"
+    return task_curves(pd.concat([tickets, chosen(rows, method="dense")]), model)
 
 # %% ../nbs/56_liu.ipynb #e6fe1174
 def more_robust(
@@ -253,7 +261,8 @@ def losses_and_scores(
         if len(scored): shown[f"Figure 5, {model}"] = loss_panels(scored, model).flat[0].figure
         for item, loss in (("Figure 12", "mlm_loss"), ("Figure 13", "kd_loss")):
             known = agnostic(rows, ("mask_at",)).dropna(subset=[loss, "score"])
-            if len(known): shown[f"{item}, {model}"] = task_panels(partial(_scatter, loss=loss), known, model)
+            panels = partial(task_panels, partial(_scatter, loss=loss), known, model)
+            if len(known): shown[f"{item}, {model}"] = panels() if known.task.nunique() > 1 else "see Figure 5"
             words = f"Rank correlation of {loss.replace('_', ' ')} and score, {model}"
             if len(table := rank_correlation(rows, loss)):
                 shown[words] = table.round(3).assign(p=[f"{p:.2g}" for p in table.p])
@@ -279,11 +288,11 @@ def _lowest_said(model, table):
                     f"{len(best)} sparsities (lowest: {each})")
     return said
 
-# %% ../nbs/56_liu.ipynb #1041114d
+# %% ../nbs/56_liu.ipynb #fa3c4050
 def paced(
     runs: pd.DataFrame,   # of one model and sparsity
-) -> pd.DataFrame:        # the mask seeds of which there are masks from along the training; fine-tuning seeds that all their points have, others' too
-    "Runs whose means can stand on one curve"
+) -> pd.DataFrame:        # of mask seeds with masks on the way; of the seeds that all their points have
+    "Runs whose means can stand on one curve: masks of one training, and others on the same fine-tuning seeds"
     masks = runs[runs.method.isin(MASK_METHODS)]
     masks = on_shared_seeds(masks[masks.mask_seed.isin(masks.mask_seed[masks.mask_at.notna()])], "method", "mask_at")
     others = runs[~runs.method.isin(MASK_METHODS)]

@@ -36,7 +36,8 @@ from .report import Section, finding, no_runs, page_places
 from .spec import MagnitudeSpec, StructuredSpec
 from .store import read_result
 from .structured import first_importance, search_folder
-from .tables import SURVIVAL_FIGURES, by_task, gate_runs, on_shared_seeds, our_survival, paper_table, plus_minus, published_survival
+from .tables import (SURVIVAL_FIGURES, by_task, gate_runs, on_shared_seeds, our_survival, paper_table, plus_minus,
+                               published_survival)
 from .verdicts import Verdict, contested, notes, paired, share_of_gain, weigh
 
 # %% ../nbs/57_prasanna.ipynb #c3155fb8
@@ -428,7 +429,7 @@ def _small(model, rows):
 # %% ../nbs/57_prasanna.ipynb #f191ad3c
 def longer_means(
     rows: pd.DataFrame,   # runs of one model
-) -> pd.DataFrame:        # epochs × tasks, and their average: mean score of bad subnetworks once retrained, over the same seeds
+) -> pd.DataFrame:        # epochs × tasks, and their average: mean score of bad subnetworks, over the same seeds
     "Figure 16 of our runs, on the tasks that were trained for longer"
     longer = rows[rows.experiment.str.fullmatch(r"\S+ epochs")]
     plain = rows[rows.experiment.eq("s-pruning") & rows.task.isin(longer.task)]

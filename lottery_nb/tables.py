@@ -381,7 +381,7 @@ def rewinding(
     runs: pd.DataFrame,          # ticket runs of one model
     source: str,                 # task the masks were found on: mlm (Figure 7) or mnli (Figure 8)
     sparsity: float = 0.7,       # of the tickets
-) -> pd.DataFrame:               # rows: rewind to a share of training, or standard pruning; columns: target tasks; points against rewinding to θ0 with the same seeds
+) -> pd.DataFrame:               # later rewinding or standard pruning × tasks; points against rewinding to θ0, same seeds
     "Rewinding against standard pruning (Chen et al. 2020, Figures 7 and 8)"
     rows = chosen(runs, ("own", "rewind"),
                   source=source)[lambda r: r.method.isin(["imp", "standard"]) & np.isclose(r.asked_sparsity, sparsity)]
@@ -394,7 +394,7 @@ def rewinding(
 def source_table(
     runs: pd.DataFrame,          # ticket runs of one model
     sparsity: float = 0.7,       # of the tickets
-) -> pd.DataFrame:               # rows: what the mask was found on; columns: target tasks; mean score over the same seeds in percent
+) -> pd.DataFrame:               # what the mask was found on × target tasks; mean score over the same seeds in percent
     "The task's own ticket beside MLM's, MLM's from fewer blocks of text, and that of both at once (Chen et al. 2020, Table 8 and Figure 9)"
     rows = chosen(runs, ("own", "source_whole"), method="imp")[lambda r: np.isclose(r.asked_sparsity,
                                                                                     sparsity) & r.task.ne("mlm")]
