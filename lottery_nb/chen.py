@@ -347,9 +347,9 @@ def rewound(
     shown: dict[str, Any] = {}
     verdicts = []
     for item, source in (("Figure 7", "mlm"), ("Figure 8", "mnli")):
-        late = {model: table for model, rows in ours.items() if len(table := rewinding(rows, source)) > 1}
+        late = {model: rewinding(rows, source).dropna(axis=1, thresh=2) for model, rows in ours.items()}
         bars = {model: grouped_bars(table.drop(index="rewind to 0 %").T, "points against rewinding to θ0")
-                for model, table in late.items()}
+                for model, table in late.items() if table.size}
         shown |= {f"{item}, {model}, tickets of {source}": ax.figure for model, ax in bars.items()}
         if not bars: shown[f"{item}, ours"] = f"no later rewinding or standard pruning of {source} at 70 %"
         verdicts += [standard_against(model, rows, item, source) for model, rows in ours.items()]
@@ -387,7 +387,8 @@ def sources_compared(
     shown: dict[str, Any] = {"Table 8, the paper": table8}
     shown |= {f"Table 8, {model}, at 70 %, percent": table.T.round(1) for model, table in sources.items()}
     if not sources: shown["Table 8, ours"] = "no tickets of MLM at 70 %"
-    pairs = {model: table.loc[["mlm", "mlm+own task"]].dropna(axis=1).T for model, table in sources.items()
+    whole = {model: source_table(rows[rows.source_whole.astype(bool)]) for model, rows in ours.items()}
+    pairs = {model: table.loc[["mlm", "mlm+own task"]].dropna(axis=1).T for model, table in whole.items()
              if {"mlm", "mlm+own task"} <= set(table.index)}
     shown |= {f"Figure 9, {model}": grouped_bars(table, "score at 70 % (%)").figure for model, table in pairs.items()}
     if not pairs: shown["Figure 9, ours"] = "no tickets of MLM and a task at once at 70 %"

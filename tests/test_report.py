@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import shutil
+import types
 import warnings
 from pathlib import Path
 
@@ -187,6 +188,23 @@ def test_later_rewinding_and_fewer_examples_are_compared_on_the_same_seeds():
                                              dict(source="mlm+mrpc", seed=0, score=.79), dict(source="mrpc", own=True, seed=1, score=.5),
                                              dict(source="mrpc", own=True, seed=0, score=.82)))
     assert {name: round(value, 6) for name, value in table.mrpc.items()} == {"mlm": 80, "mlm, 100 examples": 78, "mlm+own task": 79, "own task": 82}
+
+
+def test_figure_9_has_all_seeds_of_its_own_whatever_table_8_has(monkeypatch):
+    both = [dict(source=source, seed=seed, score=score) for source, scores in (("mlm", (.8, .6)), ("mlm+mrpc", (.7, .7))) for seed, score in enumerate(scores)]
+    rows, drawn = several_ways(*both, dict(source_train=100, source_whole=False, seed=0, score=.78)), []
+    monkeypatch.setattr(chen, "grouped_bars", lambda table, label: drawn.append(table) or types.SimpleNamespace(figure=None))
+    monkeypatch.setattr(chen, "sources_judged", lambda *_: [])
+    chen.sources_compared({"m": rows})
+    assert drawn[0].loc["mrpc"].round(6).to_dict() == {"mlm": 70, "mlm+own task": 70}
+
+
+def test_figure_7_shows_the_tasks_that_were_rewound(monkeypatch):
+    late, drawn = several_ways(dict(seed=0), dict(seed=0, task="rte"), dict(rewind=.1, seed=0)).assign(score=.8), []
+    monkeypatch.setattr(chen, "grouped_bars", lambda table, label: drawn.append(table) or types.SimpleNamespace(figure=None))
+    monkeypatch.setattr(chen, "standard_against", lambda *_: None)
+    chen.rewound({"m": late, "other": late[late.rewind == 0]})
+    assert [list(table.index) for table in drawn] == [["mrpc"]]
 
 
 def test_ways_of_pruning_and_longer_retraining_are_compared_on_the_same_seeds(monkeypatch):
