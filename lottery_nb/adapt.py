@@ -67,7 +67,7 @@ HEAD_SPARSITIES = (.5, .7, .9)   # at which one-shot masks before and after are 
 def trunk_change(
     before: Mapping[str, Tensor],   # name → matrix of the trunk
     after: Mapping[str, Tensor],    # the same, once the head is trained
-) -> dict:                       # `moved`: relative distance; `jaccard`: sparsity → overlap of one-shot masks
+) -> dict:                          # `moved`: relative distance; `jaccard`: sparsity → overlap of one-shot masks
     "What the training of a head did to the trunk"
     apart = sum((after[name].detach() - weight).square().sum().item() for name, weight in before.items())
     size = sum(weight.square().sum().item() for weight in before.values())

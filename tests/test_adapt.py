@@ -89,6 +89,7 @@ def test_a_killed_training_of_a_head_ends_in_the_same_bytes(headless, tmp_path, 
     monkeypatch.setattr(adapt, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt): with_head(spec)
     assert bytes_of(with_head(spec)) == whole and not (with_head(spec)/"evaluations.json").exists()
+    assert died < len(calls) <= died + 7   # it was judged again, as often as a whole training is at most
 
 
 def test_a_text_that_is_too_short(headless, tmp_path):
